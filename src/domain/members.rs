@@ -1,0 +1,347 @@
+//! The members of a cluster as one node knows them.
+//!
+//! Two kinds of knowledge are kept apart:
+//!
+//! * The **record** of a member, [`Member`], is a fact its owner states: who, where, and how far it
+//!   has come ([`Phase`]). Records spread to every node and merge like entries do: the higher
+//!   generation wins, within a generation the later phase. A node raises its generation at every
+//!   start, so its newest statement always wins, in whatever order statements arrive.
+//! * Its **liveness** is what this node's failure detector believes. It is local, changes nothing
+//!   about membership and is never spread as a record: a member that is down stays a member, its
+//!   hints are kept and quorums do not shrink, until it leaves.
+
+use std::collections::BTreeMap;
+
+use super::NodeId;
+
+/// How far a member has come in its current generation. Later phases win.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Phase {
+    /// Receives every write, does not have all the data yet, counts for no quorum.
+    Joining,
+    /// Has the data and counts for quorums.
+    Whole,
+    /// Has said good-bye. It gets no writes until it comes back with a higher generation.
+    Left,
+}
+
+/// What the failure detector believes of a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Liveness {
+    /// Answers.
+    Alive,
+    /// Did not answer lately; may be slow.
+    Suspect,
+    /// Did not answer for so long that nobody waits for it any more.
+    Down,
+}
+
+/// A member's state as users see it: phase and liveness in one word.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MemberState {
+    /// Fetching the data.
+    Joining,
+    /// Up and whole.
+    Alive,
+    /// Up or down, not known yet.
+    Suspect,
+    /// Unreachable, still a member.
+    Down,
+    /// No member any more.
+    Left,
+}
+
+/// What a member states about itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Member {
+    /// Who: stays the same for as long as the data directory does.
+    pub id: NodeId,
+    /// The number of the member's start, from 1.
+    pub generation: u64,
+    /// How far it has come since.
+    pub phase: Phase,
+    /// `HOST:PORT` where peers reach it.
+    pub grpc_addr: String,
+    /// `HOST:PORT` where clients reach it.
+    pub http_addr: String,
+}
+
+impl Member {
+    /// Whether this statement replaces `other`, one by the same member.
+    fn replaces(&self, other: &Self) -> bool {
+        (self.generation, self.phase) > (other.generation, other.phase)
+    }
+}
+
+/// What a record changed about the view.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RecordChange {
+    /// Nothing: it was known, or older than what is known.
+    Nothing,
+    /// A member nobody had heard of here, or one that came back with a new generation.
+    Appeared,
+    /// A known member went on to another phase.
+    Advanced,
+    /// Others believe that this node has left, or know a generation of it that it does not. It
+    /// must state itself anew, with a generation above this one.
+    Disputed {
+        /// The generation to rise above.
+        generation: u64,
+    },
+}
+
+#[derive(Debug, Clone)]
+struct Known {
+    record: Member,
+    liveness: Liveness,
+}
+
+/// All members known to one node, itself included.
+#[derive(Debug, Clone)]
+pub struct MemberView {
+    me: Member,
+    others: BTreeMap<NodeId, Known>,
+}
+
+impl MemberView {
+    /// The view of a node that knows only itself.
+    pub const fn new(me: Member) -> Self {
+        Self { me, others: BTreeMap::new() }
+    }
+
+    /// This node's own record.
+    pub const fn me(&self) -> &Member {
+        &self.me
+    }
+
+    /// States this node anew: the next phase, or a higher generation.
+    pub fn restate(&mut self, generation: u64, phase: Phase) {
+        self.me.generation = self.me.generation.max(generation);
+        self.me.phase = phase;
+    }
+
+    /// Takes in a record, from whomever it comes.
+    pub fn merge(&mut self, record: Member) -> RecordChange {
+        if record.id == self.me.id {
+            return self.merge_own(&record);
+        }
+        match self.others.get_mut(&record.id) {
+            None => {
+                // Down until the failure detector or the member itself says otherwise.
+                let liveness = Liveness::Down;
+                self.others.insert(record.id, Known { record, liveness });
+                RecordChange::Appeared
+            }
+            Some(known) if record.replaces(&known.record) => {
+                let reborn = record.generation > known.record.generation;
+                known.record = record;
+                if reborn { RecordChange::Appeared } else { RecordChange::Advanced }
+            }
+            Some(_) => RecordChange::Nothing,
+        }
+    }
+
+    fn merge_own(&self, record: &Member) -> RecordChange {
+        let denied = record.generation == self.me.generation && record.phase > self.me.phase;
+        if record.generation > self.me.generation || denied {
+            RecordChange::Disputed { generation: record.generation }
+        } else {
+            RecordChange::Nothing
+        }
+    }
+
+    /// Takes in a record that came from its owner, over a connection it opened. The owner is
+    /// alive, and nobody else is at its address any more: a member known there under another id
+    /// lost its data directory, and is counted as one that left.
+    pub fn merge_announced(&mut self, record: Member) -> RecordChange {
+        let (id, generation) = (record.id, record.generation);
+        for known in self.others.values_mut() {
+            if known.record.grpc_addr == record.grpc_addr && known.record.id != id {
+                known.record.phase = Phase::Left;
+            }
+        }
+        let change = self.merge(record);
+        self.set_liveness(id, generation, Liveness::Alive);
+        change
+    }
+
+    /// Takes in what the failure detector says of a member's generation. Says whether that is news.
+    pub fn set_liveness(&mut self, id: NodeId, generation: u64, liveness: Liveness) -> bool {
+        match self.others.get_mut(&id) {
+            Some(known) if generation >= known.record.generation && known.liveness != liveness => {
+                known.liveness = liveness;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The record of a member other than this node.
+    pub fn get(&self, id: NodeId) -> Option<&Member> {
+        self.others.get(&id).map(|known| &known.record)
+    }
+
+    /// What this node believes of another member; a stranger is down.
+    pub fn liveness(&self, id: NodeId) -> Liveness {
+        self.others.get(&id).map_or(Liveness::Down, |known| known.liveness)
+    }
+
+    /// Every other member that has not left, by id: those that get every write.
+    pub fn peers(&self) -> impl Iterator<Item = &Member> {
+        self.others.values().map(|known| &known.record).filter(|m| m.phase != Phase::Left)
+    }
+
+    /// The members that count for quorums, this node first: those that are whole, up or down.
+    pub fn replicas(&self) -> impl Iterator<Item = NodeId> {
+        let whole = self.peers().filter(|m| m.phase == Phase::Whole).map(|m| m.id);
+        std::iter::once(self.me.id).chain(whole)
+    }
+
+    /// All records, this node's first.
+    pub fn records(&self) -> impl Iterator<Item = &Member> {
+        std::iter::once(&self.me).chain(self.others.values().map(|known| &known.record))
+    }
+
+    /// The other members with their states, by id.
+    pub fn others(&self) -> impl Iterator<Item = (&Member, MemberState)> {
+        self.others.values().map(|known| (&known.record, state(known.record.phase, known.liveness)))
+    }
+
+    /// This node's own state.
+    pub const fn my_state(&self) -> MemberState {
+        state(self.me.phase, Liveness::Alive)
+    }
+}
+
+const fn state(phase: Phase, liveness: Liveness) -> MemberState {
+    match (phase, liveness) {
+        (Phase::Left, _) => MemberState::Left,
+        (_, Liveness::Down) => MemberState::Down,
+        (_, Liveness::Suspect) => MemberState::Suspect,
+        (Phase::Joining, Liveness::Alive) => MemberState::Joining,
+        (Phase::Whole, Liveness::Alive) => MemberState::Alive,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn member(id: u64, generation: u64, phase: Phase) -> Member {
+        Member {
+            id: NodeId::new(id),
+            generation,
+            phase,
+            grpc_addr: format!("10.0.0.{id}:50071"),
+            http_addr: format!("10.0.0.{id}:3000"),
+        }
+    }
+
+    fn view() -> MemberView {
+        MemberView::new(member(1, 1, Phase::Whole))
+    }
+
+    #[test]
+    fn a_member_that_is_down_still_counts_until_it_leaves() {
+        let mut view = view();
+        view.merge_announced(member(2, 1, Phase::Whole));
+        assert_eq!(view.replicas().count(), 2);
+        view.set_liveness(NodeId::new(2), 1, Liveness::Down);
+        assert_eq!(view.replicas().count(), 2);
+        assert_eq!(view.others().next().map(|(_, s)| s), Some(MemberState::Down));
+        view.merge(member(2, 1, Phase::Left));
+        assert_eq!(view.replicas().count(), 1);
+        assert_eq!(view.peers().count(), 0);
+    }
+
+    #[test]
+    fn a_joining_member_gets_writes_but_counts_for_no_quorum() {
+        let mut view = view();
+        view.merge(member(2, 1, Phase::Joining));
+        assert_eq!(view.peers().count(), 1);
+        assert_eq!(view.replicas().count(), 1);
+        assert_eq!(view.merge(member(2, 1, Phase::Whole)), RecordChange::Advanced);
+        assert_eq!(view.replicas().count(), 2);
+    }
+
+    #[test]
+    fn a_member_that_left_comes_back_with_a_new_generation_only() {
+        let mut view = view();
+        view.merge(member(2, 1, Phase::Left));
+        assert_eq!(view.merge(member(2, 1, Phase::Whole)), RecordChange::Nothing);
+        assert_eq!(view.merge(member(2, 2, Phase::Joining)), RecordChange::Appeared);
+        assert_eq!(view.peers().count(), 1);
+    }
+
+    #[test]
+    fn old_news_about_a_generation_that_has_passed_is_ignored() {
+        let mut view = view();
+        view.merge_announced(member(2, 5, Phase::Whole));
+        assert!(!view.set_liveness(NodeId::new(2), 4, Liveness::Down));
+        assert_eq!(view.liveness(NodeId::new(2)), Liveness::Alive);
+        assert_eq!(view.merge(member(2, 4, Phase::Left)), RecordChange::Nothing);
+    }
+
+    #[test]
+    fn a_node_told_that_it_left_disputes_it() {
+        let mut view = view();
+        let told = view.merge(member(1, 1, Phase::Left));
+        assert_eq!(told, RecordChange::Disputed { generation: 1 });
+        assert_eq!(
+            view.merge(member(1, 3, Phase::Joining)),
+            RecordChange::Disputed { generation: 3 }
+        );
+        view.restate(4, Phase::Whole);
+        assert_eq!(view.merge(member(1, 3, Phase::Left)), RecordChange::Nothing);
+        assert_eq!(view.me().generation, 4);
+    }
+
+    #[test]
+    fn an_old_generation_of_this_node_is_not_a_dispute() {
+        let mut view = MemberView::new(member(1, 2, Phase::Joining));
+        assert_eq!(view.merge(member(1, 1, Phase::Left)), RecordChange::Nothing);
+    }
+
+    #[test]
+    fn a_node_that_lost_its_disk_replaces_the_member_at_its_address() {
+        let mut view = view();
+        view.merge_announced(member(2, 7, Phase::Whole));
+        let mut fresh = member(3, 1, Phase::Joining);
+        fresh.grpc_addr = member(2, 7, Phase::Whole).grpc_addr;
+        view.merge_announced(fresh);
+        let peers: Vec<_> = view.peers().map(|m| m.id.as_u64()).collect();
+        assert_eq!(peers, vec![3]);
+    }
+
+    #[test]
+    fn a_member_heard_of_is_down_until_it_is_heard() {
+        let mut view = view();
+        view.merge(member(2, 1, Phase::Whole));
+        assert_eq!(view.liveness(NodeId::new(2)), Liveness::Down);
+        assert!(view.set_liveness(NodeId::new(2), 1, Liveness::Alive));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn views_agree_whatever_the_order_of_records(
+            records in proptest::collection::vec((2u64..5, 1u64..4, 0u8..3), 0..12)
+        ) {
+            let phase = |p| match p { 0 => Phase::Joining, 1 => Phase::Whole, _ => Phase::Left };
+            let records: Vec<_> =
+                records.into_iter().map(|(id, g, p)| member(id, g, phase(p))).collect();
+            let (mut forward, mut backward) = (view(), view());
+            for r in &records {
+                forward.merge(r.clone());
+            }
+            for r in records.iter().rev() {
+                backward.merge(r.clone());
+                backward.merge(r.clone());
+            }
+            let list = |v: &MemberView| v.records().cloned().collect::<Vec<_>>();
+            prop_assert_eq!(list(&forward), list(&backward));
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! The pure core: what a value is, which version of it wins, and when enough nodes have answered.
+//!
+//! Everything here is a plain value: no async, no I/O, no clock, no randomness, no serialization.
+//! Whatever depends on order, counts or time is decided here and tested exhaustively; the layers
+//! above only carry out what these values say. The domain names nothing outside itself but
+//! `thiserror` and a stable hash.
+
+mod clock;
+mod digest;
+mod entry;
+mod hints;
+mod key;
+mod members;
+mod quorum;
+mod read_quorum;
+mod value;
+mod version;
+mod write_quorum;
+
+pub use clock::{ClockDrift, HybridClock, RESERVATION_NS, ReservationNeeded};
+pub use digest::{BUCKETS, Bucket, BucketSet, Digest, Fingerprint};
+pub use entry::{Content, Entry, KeyedEntry};
+pub use hints::HintQueue;
+pub use key::{InvalidKey, Key, MAX_KEY_BYTES};
+pub use members::{Liveness, Member, MemberState, MemberView, Phase, RecordChange};
+pub use quorum::{InvalidQuorum, Progress, QuorumSpec, Required};
+pub use read_quorum::ReadQuorum;
+pub use value::Value;
+pub use version::{InvalidNodeId, NodeId, Timestamp, Version};
+pub use write_quorum::WriteQuorum;

@@ -1,0 +1,179 @@
+//! The `ClientApi` driving port: what clients ask of this node.
+
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::domain::{Digest, Key, Member, MemberState, NodeId, QuorumSpec, Timestamp, Value};
+
+use super::{LogStats, StoreStats};
+
+/// What clients ask of this node. The HTTP adapter calls it, and so may an embedding program.
+///
+/// Every call answers within the request's timeout plus 250 ms. Cancel safety: dropping the future
+/// of a write does not stop the write, which goes on to every replica.
+#[cfg_attr(test, mockall::automock)]
+#[async_trait]
+pub trait ClientApi: Send + Sync + 'static {
+    /// Reads a key from as many replicas as the quorum says.
+    async fn get(&self, key: Key, options: RequestOptions) -> Result<Answer, ClientError>;
+
+    /// Writes a value.
+    async fn add(
+        &self,
+        key: Key,
+        value: Value,
+        options: RequestOptions,
+    ) -> Result<Answer, ClientError>;
+
+    /// Removes a key.
+    async fn remove(&self, key: Key, options: RequestOptions) -> Result<Answer, ClientError>;
+
+    /// The peer addresses of the live members but this one, sorted.
+    fn nodes(&self) -> Vec<String>;
+
+    /// Whether this node has its data and is in sync with the cluster.
+    ///
+    /// # Errors
+    /// The reason why not yet, or not any more.
+    fn readiness(&self) -> Result<(), String>;
+
+    /// The cluster as this node sees it.
+    fn cluster(&self) -> ClusterStatus;
+
+    /// Counts for metrics.
+    fn stats(&self) -> NodeStats;
+}
+
+/// What a client may set for one request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct RequestOptions {
+    /// Instead of the configured quorum.
+    pub quorum: Option<QuorumSpec>,
+    /// Instead of the configured timeout.
+    pub timeout: Option<Duration>,
+}
+
+/// Whether the quorum was met.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// It was.
+    Success,
+    /// Fewer nodes answered than required. A write may still spread to all of them.
+    Partial,
+}
+
+/// The answer to an operation that was carried out, at least in part.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// Whether enough nodes answered.
+    pub verdict: Verdict,
+    /// Of a read: the value found. Of a write: the value written. Of a removal: what it removed.
+    pub value: Option<Value>,
+    /// Of a read: the version of the value found. Of a write: its version. Of a removal: the time
+    /// of the removal, if there was something to remove.
+    pub timestamp: Option<Timestamp>,
+    /// How many nodes had to answer.
+    pub required: u32,
+    /// How many did, this one included.
+    pub achieved: u32,
+}
+
+/// Why nothing was done.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ClientError {
+    /// The node has not got its data yet. A retry helps later, or at another node.
+    #[error("the node is not ready: {0}")]
+    NotReady(String),
+    /// More requests than the node takes at a time. A retry helps later, or at another node.
+    #[error("the node is overloaded: {0}")]
+    Overloaded(&'static str),
+    /// The node is stopping. A retry helps at another node.
+    #[error("the node is shutting down")]
+    ShuttingDown,
+    /// The value is longer than allowed. No retry helps.
+    #[error("the value has {bytes} bytes, more than the {max_bytes} allowed (max_value_bytes)")]
+    TooLarge {
+        /// Length of the value.
+        bytes: usize,
+        /// The limit.
+        max_bytes: usize,
+    },
+    /// The disk of the log is full. Reads work; a retry helps once there is space.
+    #[error("the disk is full: writes are refused until there is space")]
+    DiskFull,
+    /// A hook refused the operation. No retry helps.
+    #[error("refused by the {hook} hook: {reason}")]
+    Vetoed {
+        /// The hook's name.
+        hook: &'static str,
+        /// What it said.
+        reason: String,
+    },
+}
+
+/// The cluster as one node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ClusterStatus {
+    /// The cluster's name.
+    pub cluster: String,
+    /// This node.
+    pub node: NodeStatus,
+    /// The other members, by id.
+    pub members: Vec<MemberStatus>,
+    /// Live keys, tombstones and bytes on this node.
+    pub store: StoreStats,
+    /// Equal on nodes that hold the same data.
+    pub digest: Digest,
+}
+
+/// This node, as it shows itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Its own record.
+    pub member: Member,
+    /// In one word.
+    pub state: MemberState,
+}
+
+/// Another member, as this node sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MemberStatus {
+    /// Its record.
+    pub member: Member,
+    /// In one word.
+    pub state: MemberState,
+    /// Keys it missed and that this node keeps for it.
+    pub hints: u64,
+    /// Whether its data was equal to this node's when they last compared, and it has missed
+    /// nothing since.
+    pub in_sync: bool,
+}
+
+impl MemberStatus {
+    /// The member's name.
+    pub const fn id(&self) -> NodeId {
+        self.member.id
+    }
+}
+
+/// Counts of this node since it started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct NodeStats {
+    /// The store.
+    pub store: StoreStats,
+    /// The log.
+    pub log: LogStats,
+    /// Entries sent to replicas that a read found behind.
+    pub read_repairs: u64,
+    /// Hints delivered to members that had missed writes.
+    pub hints_delivered: u64,
+    /// Entries taken over from other nodes by comparison.
+    pub entries_synced: u64,
+    /// Entries refused because their version was too far in the future.
+    pub drift_refusals: u64,
+    /// Hook calls dropped because a hook was too slow.
+    pub hook_drops: u64,
+    /// Hook calls that panicked.
+    pub hook_panics: u64,
+}

@@ -1,0 +1,108 @@
+//! The `OpLog` port: what makes an in-memory node come back.
+
+use async_trait::async_trait;
+
+use crate::domain::{KeyedEntry, Timestamp};
+
+/// The node's log.
+///
+/// Contract (suite: `tests/it/contracts/log.rs`):
+/// * `replay` is called once, before the first `append`, and MUST visit every record of every
+///   `append` that returned `Ok` in an earlier life, in order; it MAY visit records of appends that
+///   did not return. Replaying merges, so nothing else depends on the order.
+/// * `append` MUST return `Ok` only when the records are as durable as the configured policy says:
+///   at least handed to the operating system, so that they survive the end of this process.
+/// * The records of one `append` stay together and in order.
+/// * `append` is not atomic across a crash: a prefix of its records may survive.
+/// * After [`LogError::Failed`] every later `append` MUST fail: a log that could not be written
+///   once is never believed again.
+#[cfg_attr(test, mockall::automock)]
+#[async_trait]
+pub trait OpLog: Send + Sync + 'static {
+    /// Visits every record, oldest first. Long replays report their progress in the node's log.
+    async fn replay(&self, visitor: Box<dyn ReplayVisitor>) -> Result<Replayed, LogError>;
+
+    /// Appends these records.
+    ///
+    /// Cancel safety: dropping the future does not take the records back; they may or may not be
+    /// in the log.
+    async fn append(&self, records: &[LogRecord]) -> Result<(), LogError>;
+
+    /// Sizes and counts.
+    fn stats(&self) -> LogStats;
+
+    /// Writes and syncs everything that is queued, whatever the policy, and refuses more. A second
+    /// call does nothing.
+    async fn close(&self) -> Result<(), LogError>;
+}
+
+/// Takes in what a replay reads. Closures are visitors.
+pub trait ReplayVisitor: Send + 'static {
+    /// The next record.
+    fn visit(&mut self, record: LogRecord);
+}
+
+impl<F: FnMut(LogRecord) + Send + 'static> ReplayVisitor for F {
+    fn visit(&mut self, record: LogRecord) {
+        self(record);
+    }
+}
+
+/// One record.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LogRecord {
+    /// An entry that entered this node.
+    Write(KeyedEntry),
+    /// The node's clock may have handed out stamps up to here: it never goes back below this.
+    ClockBound(Timestamp),
+}
+
+/// What a replay found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Replayed {
+    /// Records visited.
+    pub records: u64,
+    /// Bytes read.
+    pub bytes: u64,
+    /// Bytes of a torn tail that were cut: the rest of a write that a crash interrupted.
+    pub cut_bytes: u64,
+}
+
+/// The state of the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LogStats {
+    /// Bytes on disk.
+    pub bytes: u64,
+    /// Records appended since the start.
+    pub appended: u64,
+    /// Times data was forced to disk since the start.
+    pub syncs: u64,
+}
+
+/// Why the log did not do what it was asked.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum LogError {
+    /// The queue of the writer stayed full. Nothing was written; a retry may help.
+    #[error("the log cannot keep up: its queue stayed full")]
+    Overloaded,
+    /// The disk is full. Nothing was written; a retry helps once there is space.
+    #[error("the disk of the log is full")]
+    DiskFull,
+    /// A write or sync failed, now or earlier. The records may be in the log or not; no retry
+    /// helps, and the node must end.
+    #[error("the log failed and cannot be trusted any more: {0}")]
+    Failed(String),
+    /// The log was closed. Nothing was written.
+    #[error("the log is closed")]
+    Closed,
+    /// A record in the middle does not read back. Nothing was changed; no retry helps.
+    #[error("the log is corrupt: {file} at byte offset {offset}: {reason}")]
+    Corrupt {
+        /// The file.
+        file: String,
+        /// Where the damaged record begins, in bytes from the start of the file.
+        offset: u64,
+        /// What is wrong there.
+        reason: String,
+    },
+}

@@ -1,0 +1,41 @@
+//! The ports: what the application needs from outside, and what the outside may ask of it.
+//!
+//! Driven ports (the application calls, an adapter answers): [`Store`], [`OpLog`],
+//! [`PeerTransport`], [`FailureDetector`], [`MemberBook`], [`Hook`], [`Clock`]. Driving ports (an
+//! adapter calls, the application answers): [`ClientApi`] for clients, [`ReplicaApi`] for peers.
+//!
+//! A port's documentation is its contract. Ports with more than one adapter have a suite under
+//! `tests/it/contracts/` that every adapter passes. Ports are asynchronous only where an adapter
+//! waits for something outside the process.
+
+mod book;
+mod client;
+mod clock;
+mod detector;
+mod hook;
+mod log;
+mod replica;
+mod store;
+mod transport;
+
+pub use book::{Book, BookError, MemberBook};
+pub use client::{
+    Answer, ClientApi, ClientError, ClusterStatus, MemberStatus, NodeStats, NodeStatus,
+    RequestOptions, Verdict,
+};
+pub use clock::Clock;
+pub use detector::{FailureDetector, LivenessChange};
+pub use hook::{Effect, Hook, OpKind, Operation, Origin, Veto};
+pub use log::{LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed};
+pub use replica::{ApplyError, EntryChunk, EntryStream, ReplicaApi, WriteReply};
+pub use store::{Merged, Store, StoreStats};
+pub use transport::{
+    Announcement, PROTOCOL_VERSION, Peer, PeerError, PeerTransport, ProtocolRange, Refusal,
+};
+
+#[cfg(test)]
+pub use self::{
+    book::MockMemberBook, client::MockClientApi, clock::MockClock, detector::MockFailureDetector,
+    hook::MockHook, log::MockOpLog, replica::MockReplicaApi, store::MockStore,
+    transport::MockPeerTransport,
+};

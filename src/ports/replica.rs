@@ -1,0 +1,94 @@
+//! The `ReplicaApi` driving port: what peers ask of this node.
+
+use async_trait::async_trait;
+
+use crate::domain::{Bucket, BucketSet, ClockDrift, Digest, Entry, Key, KeyedEntry, Version};
+
+use super::{Announcement, LogError, Origin, PeerError, Refusal};
+
+/// What peers ask of this node. The transport adapter calls it for what it receives.
+///
+/// Messages of another cluster or protocol are refused by [`announce`](Self::announce) and by the
+/// transport's own handshake before anything else here is called.
+#[cfg_attr(test, mockall::automock)]
+#[async_trait]
+pub trait ReplicaApi: Send + Sync + 'static {
+    /// Merges these writes in: into the log, then into the store. The answers are in the order of
+    /// the writes. This is the one path by which entries enter a node.
+    ///
+    /// Not cancel safe between log and store: call it from a task that is not aborted.
+    async fn apply(
+        &self,
+        writes: Vec<KeyedEntry>,
+        origin: Origin,
+    ) -> Vec<Result<WriteReply, ApplyError>>;
+
+    /// This node's copy, tombstones included.
+    fn read(&self, key: &Key) -> Option<Entry>;
+
+    /// The digest of all entries.
+    fn digest(&self) -> Digest;
+
+    /// The digests of all buckets.
+    fn bucket_digests(&self) -> Vec<u64>;
+
+    /// Streams every entry of these buckets, in the order of the buckets.
+    async fn pull(&self, buckets: BucketSet) -> Box<dyn EntryStream>;
+
+    /// A peer states itself and what it knows of the members; this node answers with the same.
+    ///
+    /// # Errors
+    /// [`Refusal`] when the two do not belong together.
+    async fn announce(&self, announcement: Announcement) -> Result<Announcement, Refusal>;
+
+    /// A packet for the failure detector. Never blocks; may be dropped like any datagram.
+    fn gossip(&self, packet: &[u8]);
+}
+
+/// A replica's answer to a write that it took in or did not need.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum WriteReply {
+    /// The replica holds the entry, in its log and in memory.
+    Applied {
+        /// For a removal only: what it removed here, if the key was held.
+        previous: Option<Entry>,
+    },
+    /// The replica holds a newer entry and kept that.
+    Superseded {
+        /// The version of the newer entry.
+        by: Version,
+    },
+}
+
+/// Why a write did not enter this node.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ApplyError {
+    /// The version is from too far in the future. Nothing was changed; a retry helps once the
+    /// clocks agree.
+    #[error(transparent)]
+    ClockDrift(#[from] ClockDrift),
+    /// The log did not take it. The store is unchanged.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The node is starting or stopping. Nothing was changed.
+    #[error("the node takes no writes: {0}")]
+    NotReady(&'static str),
+}
+
+/// Entries, chunk by chunk.
+#[async_trait]
+pub trait EntryStream: Send {
+    /// The next chunk; `None` at the end. After an error the stream has ended.
+    ///
+    /// Cancel safe: a chunk is either returned or comes with the next call.
+    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>>;
+}
+
+/// A part of a stream of entries.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EntryChunk {
+    /// Entries, about 256 KiB of them; a chunk may have none.
+    pub entries: Vec<KeyedEntry>,
+    /// All asked-for buckets up to this one are complete with this chunk: where to resume.
+    pub complete_through: Option<Bucket>,
+}

@@ -1,0 +1,3 @@
+//! Compiles `domain` and `ports` alone.
+
+fn main() {}
