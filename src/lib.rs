@@ -19,5 +19,6 @@
 )]
 
 pub mod adapters;
+pub mod app;
 pub mod domain;
 pub mod ports;

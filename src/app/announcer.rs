@@ -1,0 +1,123 @@
+//! `Announcer`: states this node to the others and takes in what they state.
+//!
+//! Records of members spread three ways, each enough on its own: a node states itself to everybody
+//! it knows; whoever learns something new passes it on; and a member that the failure detector
+//! reports, known or not, is asked.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+
+use crate::domain::{Liveness, Member};
+use crate::ports::{
+    Announcement, FailureDetector, LivenessChange, MemberBook, PeerError, PeerTransport, Refusal,
+};
+
+use super::handoff::Handoff;
+use super::members::{Members, TakenIn};
+use super::reconcile::Reconciler;
+
+/// Bound of one announcement.
+const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Speaks for this node.
+pub(crate) struct Announcer {
+    pub(crate) members: Arc<Members>,
+    pub(crate) transport: Arc<dyn PeerTransport>,
+    pub(crate) detector: Arc<dyn FailureDetector>,
+    pub(crate) book: Arc<dyn MemberBook>,
+    pub(crate) reconciler: Arc<Reconciler>,
+    pub(crate) handoff: Arc<Handoff>,
+}
+
+impl Announcer {
+    /// States this node to whoever is at `addr`; who that is.
+    pub(crate) async fn announce_to(&self, addr: &str) -> Result<Member, PeerError> {
+        let ours = self.members.announcement();
+        let theirs = self.transport.announce(addr, ours, ANNOUNCE_TIMEOUT).await?;
+        let sender = theirs.sender.clone();
+        self.receive(theirs)?;
+        Ok(sender)
+    }
+
+    /// States this node to every member that is not known to be down.
+    pub(crate) async fn announce_to_all(&self) {
+        let view = self.members.view();
+        let up = view.peers().filter(|m| view.liveness(m.id) != Liveness::Down);
+        join_all(up.map(|member| async {
+            if let Err(error) = self.announce_to(&member.grpc_addr).await {
+                tracing::debug!(peer = %member.id, %error, "announcement not taken");
+            }
+        }))
+        .await;
+    }
+
+    /// Takes in what another node states.
+    pub(crate) fn receive(&self, theirs: Announcement) -> Result<(), Refusal> {
+        self.members.admit(&theirs)?;
+        let taken = self.members.take_in(theirs);
+        self.act_on(taken);
+        Ok(())
+    }
+
+    /// Saves and spreads changed records for as long as the node runs.
+    pub(crate) async fn run_spreading(&self) {
+        let mut changes = self.members.changes();
+        while changes.changed().await.is_ok() {
+            self.save().await;
+            self.announce_to_all().await;
+        }
+    }
+
+    /// Takes in what the failure detector reports for as long as the node runs.
+    pub(crate) async fn run_detection(&self) {
+        while let Some(change) = self.detector.next_change().await {
+            self.detected(change).await;
+        }
+    }
+
+    /// Writes down whom this node knows.
+    pub(crate) async fn save(&self) {
+        if let Err(error) = self.members.save_to(self.book.as_ref()).await {
+            tracing::error!(%error, "members not saved: a restart may need a seed");
+        }
+    }
+
+    async fn detected(&self, change: LivenessChange) {
+        let news = self.members.set_liveness(change.id, change.generation, change.liveness);
+        let known = self.members.view().get(change.id).map(|member| member.generation);
+        if news {
+            tracing::info!(peer = %change.id, addr = change.grpc_addr, liveness = ?change.liveness,
+                "member changed");
+        }
+        if change.liveness != Liveness::Alive {
+            return;
+        }
+        // Alive, and unknown here in this generation, or back after it was thought down: either
+        // side may have missed something the other stated.
+        if news || known.is_none_or(|generation| generation < change.generation) {
+            if let Err(error) = self.announce_to(&change.grpc_addr).await {
+                tracing::debug!(peer = %change.id, %error, "announcement not taken");
+            }
+            self.handoff.wake();
+            self.reconciler.request(change.id);
+        }
+    }
+
+    fn act_on(&self, taken: TakenIn) {
+        for member in taken.appeared {
+            tracing::info!(peer = %member.id, addr = member.grpc_addr, phase = ?member.phase,
+                generation = member.generation, "member appeared");
+            self.detector.watch(&member);
+            self.handoff.wake();
+            self.reconciler.request(member.id);
+        }
+        if let Some(generation) = taken.disputed {
+            let view = self.members.view();
+            tracing::warn!(generation, "others believe this node has left: stating it anew");
+            self.members.restate(generation + 1, view.me().phase);
+            self.detector.restate(self.members.view().me());
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! The use cases: what a node does with its ports.
+//!
+//! * [`Coordinator`] carries out clients' operations across the replicas.
+//! * [`Replica`] is the one path by which entries enter this node.
+//! * The rest brings entries to whoever lacks them: hinted handoff, read repair, the comparison of
+//!   two nodes, and joining.
+//!
+//! [`Node`] ties them together over any adapters; [`compose`] is the only module that names the
+//! production ones. Decisions are made in `domain`; what is here waits, sends and counts.
+
+// compose
+
+mod announcer;
+mod apply;
+mod coordinator;
+mod handoff;
+mod hook_chain;
+mod identity;
+mod joining;
+mod members;
+mod node;
+mod peer_service;
+mod reading;
+mod reconcile;
+mod repair;
+mod settings;
+mod stage;
+mod stamps;
+mod tasks;
+mod writing;
+
+pub use apply::Replica;
+pub use coordinator::Coordinator;
+pub use identity::{IdentityError, claim_identity};
+pub use node::{Node, NodeParts};
+pub use settings::NodeSettings;

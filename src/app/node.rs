@@ -1,0 +1,270 @@
+//! `Node`: a whole node over any adapters.
+//!
+//! [`Node::new`] wires the use cases together and does nothing else. Then, in this order:
+//! [`replay`](Node::replay) the log, let peers in, [`start`](Node::start), and at the end
+//! [`stop`](Node::stop).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::domain::{Member, Phase, Start};
+use crate::ports::{
+    Book, ClientApi, Clock, FailureDetector, Hook, LogError, MemberBook, OpLog, PeerTransport,
+    Replayed, ReplicaApi, Store,
+};
+
+use super::announcer::Announcer;
+use super::apply::Replica;
+use super::coordinator::{Coordinator, Defaults};
+use super::handoff::{Handoff, HandoffLimits};
+use super::hook_chain::HookChain;
+use super::joining::Joining;
+use super::members::Members;
+use super::peer_service::PeerService;
+use super::reading::Reader;
+use super::reconcile::Reconciler;
+use super::repair::ReadRepair;
+use super::settings::NodeSettings;
+use super::stage::{LifeStage, Stage};
+use super::stamps::Stamps;
+use super::tasks::Tasks;
+use super::writing::Writer;
+
+/// How long a stopping node waits for what is under way: the deliveries of the last writes.
+const FINISH_WITHIN: Duration = Duration::from_secs(4);
+
+/// How long a stopping node gives its last words.
+const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// The adapters of a node.
+pub struct NodeParts {
+    /// The entries.
+    pub store: Arc<dyn Store>,
+    /// The log, not replayed yet.
+    pub log: Arc<dyn OpLog>,
+    /// The way to the peers.
+    pub transport: Arc<dyn PeerTransport>,
+    /// Who is up.
+    pub detector: Arc<dyn FailureDetector>,
+    /// Who this node is and whom it knows.
+    pub book: Arc<dyn MemberBook>,
+    /// Wall time.
+    pub clock: Arc<dyn Clock>,
+    /// Hooks, in their order.
+    pub hooks: Vec<Arc<dyn Hook>>,
+}
+
+/// A node.
+pub struct Node {
+    stage: Arc<Stage>,
+    members: Arc<Members>,
+    replica: Arc<Replica>,
+    announcer: Arc<Announcer>,
+    reconciler: Arc<Reconciler>,
+    handoff: Arc<Handoff>,
+    coordinator: Arc<Coordinator>,
+    peer_service: Arc<PeerService>,
+    parts: NodeParts,
+    settings: NodeSettings,
+    start: Start,
+    tasks: Tasks,
+}
+
+impl Node {
+    /// The record with which a node of this identity first states itself. The failure detector
+    /// needs it before the node exists.
+    pub fn first_record(book: &Book, start: Start, settings: &NodeSettings) -> Member {
+        Member {
+            id: book.id,
+            generation: book.generation,
+            phase: start.first_phase(),
+            grpc_addr: settings.grpc_addr.clone(),
+            http_addr: settings.http_addr.clone(),
+        }
+    }
+
+    #[expect(clippy::too_many_lines, reason = "wiring: one statement per use case, no branch")]
+    /// A node of the identity in `book` (see [`claim_identity`](super::claim_identity)).
+    pub fn new(parts: NodeParts, settings: NodeSettings, book: &Book, start: Start) -> Self {
+        let tasks = Tasks::default();
+        let stage = Arc::new(Stage::new());
+        let me = Self::first_record(book, start, &settings);
+        let hooks = Arc::new(HookChain::start(parts.hooks.clone()));
+        let members = Arc::new(Members::new(&settings.cluster, me.clone(), book.members.clone()));
+        let stamps = Arc::new(Stamps::new(
+            me.id,
+            settings.max_clock_drift,
+            Arc::clone(&parts.clock),
+            Arc::clone(&parts.log),
+        ));
+        let replica = Arc::new(Replica::new(
+            Arc::clone(&parts.store),
+            Arc::clone(&parts.log),
+            Arc::clone(&stamps),
+            Arc::clone(&hooks),
+            Arc::clone(&stage),
+        ));
+        let reconciler = Arc::new(Reconciler::new(
+            Arc::clone(&members),
+            Arc::clone(&parts.transport),
+            Arc::clone(&replica),
+            Arc::clone(&parts.clock),
+            settings.peer_timeout,
+        ));
+        let handoff = Arc::new(Handoff::new(
+            Arc::clone(&members),
+            Arc::clone(&parts.transport),
+            Arc::clone(&parts.store),
+            Arc::clone(&reconciler),
+            HandoffLimits {
+                peer_timeout: settings.peer_timeout,
+                max_hint_bytes: settings.max_hint_bytes,
+            },
+        ));
+        let repair = Arc::new(ReadRepair::new(
+            Arc::clone(&members),
+            Arc::clone(&parts.transport),
+            Arc::clone(&replica),
+            Arc::clone(&handoff),
+            settings.peer_timeout,
+        ));
+        let announcer = Arc::new(Announcer {
+            members: Arc::clone(&members),
+            transport: Arc::clone(&parts.transport),
+            detector: Arc::clone(&parts.detector),
+            book: Arc::clone(&parts.book),
+            reconciler: Arc::clone(&reconciler),
+            handoff: Arc::clone(&handoff),
+        });
+        let writer = Arc::new(Writer {
+            members: Arc::clone(&members),
+            replica: Arc::clone(&replica),
+            stamps: Arc::clone(&stamps),
+            transport: Arc::clone(&parts.transport),
+            handoff: Arc::clone(&handoff),
+            tasks: tasks.clone(),
+            peer_timeout: settings.peer_timeout,
+        });
+        let reader = Arc::new(Reader {
+            members: Arc::clone(&members),
+            replica: Arc::clone(&replica),
+            stamps,
+            transport: Arc::clone(&parts.transport),
+            repair: Arc::clone(&repair),
+            tasks: tasks.clone(),
+            peer_timeout: settings.peer_timeout,
+        });
+        let coordinator = Arc::new(Coordinator {
+            defaults: Defaults {
+                read_quorum: settings.read_quorum,
+                write_quorum: settings.write_quorum,
+                timeout: settings.request_timeout,
+                max_value_bytes: settings.max_value_bytes,
+            },
+            stage: Arc::clone(&stage),
+            members: Arc::clone(&members),
+            hooks,
+            reader,
+            writer,
+            replica: Arc::clone(&replica),
+            log: Arc::clone(&parts.log),
+            repair,
+            handoff: Arc::clone(&handoff),
+            reconciler: Arc::clone(&reconciler),
+        });
+        let peer_service = Arc::new(PeerService {
+            replica: Arc::clone(&replica),
+            announcer: Arc::clone(&announcer),
+            detector: Arc::clone(&parts.detector),
+        });
+        Self {
+            stage,
+            members,
+            replica,
+            announcer,
+            reconciler,
+            handoff,
+            coordinator,
+            peer_service,
+            parts,
+            settings,
+            start,
+            tasks,
+        }
+    }
+
+    /// What clients call. Before the node serves, every call says that it is not ready.
+    pub fn client_api(&self) -> Arc<dyn ClientApi> {
+        Arc::clone(&self.coordinator) as Arc<dyn ClientApi>
+    }
+
+    /// What peers call.
+    pub fn replica_api(&self) -> Arc<dyn ReplicaApi> {
+        Arc::clone(&self.peer_service) as Arc<dyn ReplicaApi>
+    }
+
+    /// Fills the store from the log.
+    ///
+    /// # Errors
+    /// Those of [`OpLog::replay`]; the node must not be started then.
+    pub async fn replay(&self) -> Result<Replayed, LogError> {
+        self.replica.replay().await
+    }
+
+    /// Joins the cluster, or founds it, and serves. Returns at once; what follows is reported by
+    /// [`ClientApi::readiness`].
+    pub fn start(&self) {
+        for member in self.members.view().peers() {
+            self.parts.detector.watch(member);
+        }
+        let announcer = Arc::clone(&self.announcer);
+        self.tasks.spawn_loop(async move { announcer.run_spreading().await });
+        let announcer = Arc::clone(&self.announcer);
+        self.tasks.spawn_loop(async move { announcer.run_detection().await });
+        let handoff = Arc::clone(&self.handoff);
+        self.tasks.spawn_loop(async move { handoff.run().await });
+        let (reconciler, interval) =
+            (Arc::clone(&self.reconciler), self.settings.anti_entropy_interval);
+        let random_seed = self.settings.random_seed;
+        self.tasks.spawn_loop(async move { reconciler.run(interval, random_seed).await });
+        let joining = Joining {
+            start: self.start,
+            seeds: self.settings.seeds.clone(),
+            members: Arc::clone(&self.members),
+            announcer: Arc::clone(&self.announcer),
+            reconciler: Arc::clone(&self.reconciler),
+            stage: Arc::clone(&self.stage),
+        };
+        self.tasks.spawn_loop(joining.run());
+    }
+
+    /// Takes no more operations of clients; those that run go on. The first step of a stop.
+    pub fn refuse_clients(&self) {
+        self.stage.advance(LifeStage::Stopping);
+    }
+
+    /// Finishes what is under way, tells the peers "left", and closes the log. Takes at most eight
+    /// seconds beyond what closing the log takes.
+    ///
+    /// # Errors
+    /// [`LogError`] when the log could not be closed properly.
+    pub async fn stop(&self) -> Result<(), LogError> {
+        self.refuse_clients();
+        if !self.tasks.finish(FINISH_WITHIN).await {
+            tracing::warn!("stopping although deliveries are under way: peers will compare");
+        }
+        if self.members.view().me().phase == Phase::Whole {
+            self.members.restate(0, Phase::Left);
+            self.announcer.save().await;
+        }
+        let farewell = async {
+            self.announcer.announce_to_all().await;
+            self.parts.detector.leave().await;
+        };
+        if tokio::time::timeout(LEAVE_WITHIN, farewell).await.is_err() {
+            tracing::warn!("not every peer heard that this node left");
+        }
+        drop(tokio::time::timeout(LEAVE_WITHIN, self.parts.transport.close()).await);
+        self.parts.log.close().await
+    }
+}

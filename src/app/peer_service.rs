@@ -1,0 +1,101 @@
+//! `PeerService`: what this node answers to its peers.
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+
+use crate::domain::{Bucket, BucketSet, Digest, Entry, Key, KeyedEntry};
+use crate::ports::{
+    Announcement, ApplyError, EntryChunk, EntryStream, FailureDetector, Origin, PeerError, Refusal,
+    ReplicaApi, Store, WriteReply,
+};
+
+use super::announcer::Announcer;
+use super::apply::Replica;
+
+/// Bytes of keys and values in a chunk, unless a single entry is larger.
+const CHUNK_BYTES: usize = 256 * 1_024;
+
+/// Entries in a chunk, so that many small ones do not hold up the rest either.
+const CHUNK_ENTRIES: usize = 4_096;
+
+/// Answers peers.
+pub(crate) struct PeerService {
+    pub(crate) replica: Arc<Replica>,
+    pub(crate) announcer: Arc<Announcer>,
+    pub(crate) detector: Arc<dyn FailureDetector>,
+}
+
+#[async_trait]
+impl ReplicaApi for PeerService {
+    async fn apply(
+        &self,
+        writes: Vec<KeyedEntry>,
+        origin: Origin,
+    ) -> Vec<Result<WriteReply, ApplyError>> {
+        self.replica.apply(writes, origin).await
+    }
+
+    fn read(&self, key: &Key) -> Option<Entry> {
+        self.replica.get(key)
+    }
+
+    fn digest(&self) -> Digest {
+        self.replica.store().digest()
+    }
+
+    fn bucket_digests(&self) -> Vec<u64> {
+        self.replica.store().bucket_digests()
+    }
+
+    async fn pull(&self, buckets: BucketSet) -> Box<dyn EntryStream> {
+        let store = Arc::clone(self.replica.store());
+        let walked = Arc::clone(&store);
+        // A walk over all keys: too long for the threads that serve clients.
+        let keys = tokio::task::spawn_blocking(move || walked.keys_in(&buckets)).await;
+        Box::new(StoreStream { store, keys: keys.unwrap_or_default().into_iter().peekable() })
+    }
+
+    async fn announce(&self, announcement: Announcement) -> Result<Announcement, Refusal> {
+        self.announcer.receive(announcement).inspect_err(|refusal| match refusal {
+            Refusal::Myself => {}
+            other => tracing::warn!(reason = %other, "announcement refused"),
+        })?;
+        Ok(self.announcer.members.announcement())
+    }
+
+    fn gossip(&self, packet: &[u8]) {
+        self.detector.receive(packet);
+    }
+}
+
+/// The entries of some keys, read when their turn comes.
+struct StoreStream {
+    store: Arc<dyn Store>,
+    /// Ordered by bucket.
+    keys: std::iter::Peekable<std::vec::IntoIter<Key>>,
+}
+
+#[async_trait]
+impl EntryStream for StoreStream {
+    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+        self.keys.peek()?;
+        let (mut entries, mut bytes) = (Vec::new(), 0);
+        let mut complete_through = None;
+        while let Some(key) = self.keys.next() {
+            let bucket = Bucket::of(&key);
+            if self.keys.peek().is_none_or(|next| Bucket::of(next) > bucket) {
+                complete_through = Some(bucket);
+            }
+            if let Some(entry) = self.store.get(&key) {
+                let keyed = KeyedEntry::new(key, entry);
+                bytes += keyed.payload_bytes();
+                entries.push(keyed);
+            }
+            if bytes >= CHUNK_BYTES || entries.len() >= CHUNK_ENTRIES {
+                break;
+            }
+        }
+        Some(Ok(EntryChunk { entries, complete_through }))
+    }
+}

@@ -1,0 +1,313 @@
+//! `Reconciler`: the comparison of two nodes, the one mechanism that alone makes replicas equal.
+//!
+//! Two nodes compare digests; if they differ, the digests of all buckets; then they exchange the
+//! entries of the buckets that differ, both ways, through the ordinary merge. A second look, a
+//! moment later, filters differences that are only writes under way. A comparison that breaks off
+//! has lost nothing: what was exchanged is merged, and the next one finds the rest.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+
+use crate::domain::{
+    Bucket, BucketSet, Key, KeyedEntry, Liveness, NodeId, Phase, Timestamp, Version,
+};
+use crate::ports::{ApplyError, Clock, Origin, Peer, PeerError, PeerTransport};
+
+use super::apply::Replica;
+use super::members::Members;
+
+/// Between the two looks: longer than a write takes to reach a peer that is up.
+const SECOND_LOOK_AFTER: Duration = Duration::from_millis(100);
+
+/// Rounds of one comparison; under constant writes the last differences are always writes under
+/// way, so a comparison that needs more is repeated later.
+const MAX_ROUNDS: usize = 8;
+
+/// Entries stamped this long before a round began were not under way: they were missing.
+const UNDER_WAY_NS: u64 = 2_000_000_000;
+
+/// Bytes of keys and values pushed at a time.
+const PUSH_BYTES: usize = 256 * 1_024;
+
+/// A peer whose comparison failed is tried again this much later.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+
+/// Whether differences are looked at twice before they are exchanged.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum FirstLook {
+    /// Exchange at once what differs: this node is known to lack data.
+    Trusted,
+    /// Look again first: most differences between two complete nodes are writes under way.
+    Checked,
+}
+
+/// Compares this node with others.
+pub(crate) struct Reconciler {
+    members: Arc<Members>,
+    transport: Arc<dyn PeerTransport>,
+    replica: Arc<Replica>,
+    clock: Arc<dyn Clock>,
+    peer_timeout: Duration,
+    /// Peers to compare with as soon as possible.
+    due: Mutex<BTreeSet<NodeId>>,
+    wake: Notify,
+    /// Whether the last comparison with a peer ended in equality.
+    in_sync: Mutex<BTreeMap<NodeId, bool>>,
+    /// One comparison at a time: two at once would exchange the same entries twice.
+    comparing: tokio::sync::Mutex<()>,
+}
+
+impl Reconciler {
+    pub(crate) fn new(
+        members: Arc<Members>,
+        transport: Arc<dyn PeerTransport>,
+        replica: Arc<Replica>,
+        clock: Arc<dyn Clock>,
+        peer_timeout: Duration,
+    ) -> Self {
+        Self {
+            members,
+            transport,
+            replica,
+            clock,
+            peer_timeout,
+            due: Mutex::default(),
+            wake: Notify::new(),
+            in_sync: Mutex::default(),
+            comparing: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Asks for a comparison with a member as soon as possible.
+    pub(crate) fn request(&self, member: NodeId) {
+        lock(&self.due).insert(member);
+        lock(&self.in_sync).insert(member, false);
+        self.wake.notify_one();
+    }
+
+    /// Whether the last comparison with a member ended in equality.
+    pub(crate) fn is_in_sync(&self, member: NodeId) -> bool {
+        lock(&self.in_sync).get(&member).copied().unwrap_or(false)
+    }
+
+    /// Compares with whoever is due, and with somebody every `interval` on average, for as long as
+    /// the node runs.
+    pub(crate) async fn run(&self, interval: Duration, random_seed: u64) {
+        let mut random = StdRng::seed_from_u64(random_seed);
+        let mut next_round = Instant::now() + interval.mul_f64(random.random_range(0.5..1.5));
+        loop {
+            tokio::select! {
+                () = self.wake.notified() => {}
+                () = tokio::time::sleep_until(next_round) => {
+                    next_round += interval.mul_f64(random.random_range(0.5..1.5));
+                    self.pick_one(&mut random);
+                }
+            }
+            if !self.compare_with_all_due().await {
+                tokio::time::sleep(RETRY_AFTER).await;
+                self.wake.notify_one();
+            }
+        }
+    }
+
+    /// Compares with one peer until both hold the same. Says whether they do.
+    pub(crate) async fn reconcile(&self, peer: &Peer, first: FirstLook) -> Result<bool, PeerError> {
+        let _turn = self.comparing.lock().await;
+        let result = self.rounds(peer, first).await;
+        lock(&self.in_sync).insert(peer.id, matches!(result, Ok(true)));
+        result
+    }
+
+    async fn rounds(&self, peer: &Peer, first: FirstLook) -> Result<bool, PeerError> {
+        for round in 0..MAX_ROUNDS {
+            let began = self.clock.now();
+            let mut differing = self.differing(peer).await?;
+            if differing.is_empty() {
+                return Ok(true);
+            }
+            if round > 0 || first == FirstLook::Checked {
+                tokio::time::sleep(SECOND_LOOK_AFTER).await;
+                differing = differing.intersection(&self.differing(peer).await?);
+                if differing.is_empty() {
+                    return Ok(true);
+                }
+            }
+            let moved = self.exchange(peer, differing).await?;
+            tracing::info!(peer = %peer.id, pulled = moved.pulled, pushed = moved.pushed,
+                "data compared and exchanged");
+            let settled = moved.oldest.is_none_or(|at| began.nanos_after(at) < UNDER_WAY_NS);
+            if settled && round > 0 {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The buckets in which this node and the peer differ.
+    async fn differing(&self, peer: &Peer) -> Result<BucketSet, PeerError> {
+        let theirs = self.transport.digest(peer, self.peer_timeout).await?;
+        if theirs == self.replica.store().digest() {
+            return Ok(BucketSet::none());
+        }
+        let theirs = self.transport.bucket_digests(peer, self.peer_timeout).await?;
+        Ok(BucketSet::differing(&self.replica.store().bucket_digests(), &theirs))
+    }
+
+    /// Takes over what the peer holds newer in these buckets, and gives it what it lacks.
+    async fn exchange(&self, peer: &Peer, buckets: BucketSet) -> Result<Moved, PeerError> {
+        let mut exchange = Exchange::new(self, peer, self.own_keys(&buckets).await);
+        let mut stream = self.transport.pull(peer, buckets).await?;
+        loop {
+            let next = tokio::time::timeout(self.peer_timeout, stream.next()).await;
+            let Some(chunk) = next.map_err(|_| PeerError::TimedOut)?.transpose()? else { break };
+            exchange.take_in(chunk.entries).await?;
+            if let Some(through) = chunk.complete_through {
+                exchange.give_through(through).await?;
+            }
+        }
+        exchange.give_through(Bucket::new(u16::MAX)).await?;
+        exchange.push().await?;
+        Ok(exchange.moved)
+    }
+
+    async fn own_keys(&self, buckets: &BucketSet) -> Vec<Key> {
+        let (store, buckets) = (Arc::clone(self.replica.store()), buckets.clone());
+        // A walk over all keys: too long for the threads that serve clients.
+        tokio::task::spawn_blocking(move || store.keys_in(&buckets)).await.unwrap_or_default()
+    }
+
+    /// Says whether every comparison went through.
+    async fn compare_with_all_due(&self) -> bool {
+        let view = self.members.view();
+        let due = std::mem::take(&mut *lock(&self.due));
+        let mut all_well = true;
+        for id in due {
+            let Some(member) = view.get(id).filter(|m| m.phase != Phase::Left) else { continue };
+            if view.liveness(id) == Liveness::Down {
+                continue;
+            }
+            let outcome = self.reconcile(&Peer::from(member), FirstLook::Checked).await;
+            if let Err(error) = &outcome {
+                tracing::debug!(peer = %id, %error, "comparison broken off");
+            }
+            if outcome != Ok(true) {
+                all_well = false;
+                lock(&self.due).insert(id);
+            }
+        }
+        all_well
+    }
+
+    fn pick_one(&self, random: &mut StdRng) {
+        let view = self.members.view();
+        let up: Vec<_> =
+            view.peers().map(|m| m.id).filter(|id| view.liveness(*id) == Liveness::Alive).collect();
+        if !up.is_empty() {
+            let picked = random.random_range(0..up.len());
+            lock(&self.due).extend(up.get(picked));
+        }
+    }
+}
+
+/// What an exchange moved.
+#[derive(Debug, Default)]
+struct Moved {
+    pulled: u64,
+    pushed: u64,
+    /// The oldest version among it.
+    oldest: Option<Timestamp>,
+}
+
+/// A running exchange with one peer, bucket by bucket.
+struct Exchange<'a> {
+    reconciler: &'a Reconciler,
+    peer: &'a Peer,
+    /// This node's keys in the buckets, in their order, those not yet given.
+    own_keys: std::iter::Peekable<std::vec::IntoIter<Key>>,
+    /// What the peer holds in buckets that are not complete yet.
+    theirs: HashMap<Key, Version>,
+    to_push: Vec<KeyedEntry>,
+    to_push_bytes: usize,
+    moved: Moved,
+}
+
+impl<'a> Exchange<'a> {
+    fn new(reconciler: &'a Reconciler, peer: &'a Peer, own_keys: Vec<Key>) -> Self {
+        Self {
+            reconciler,
+            peer,
+            own_keys: own_keys.into_iter().peekable(),
+            theirs: HashMap::new(),
+            to_push: Vec::new(),
+            to_push_bytes: 0,
+            moved: Moved::default(),
+        }
+    }
+
+    /// Merges in what is newer than this node's copies.
+    async fn take_in(&mut self, entries: Vec<KeyedEntry>) -> Result<(), PeerError> {
+        let replica = &self.reconciler.replica;
+        let mut news = Vec::new();
+        for theirs in entries {
+            self.theirs.insert(theirs.key.clone(), theirs.entry.version);
+            if replica.get(&theirs.key).is_none_or(|ours| theirs.entry.supersedes(&ours)) {
+                self.moved.note(theirs.entry.version.timestamp);
+                news.push(theirs);
+            }
+        }
+        for reply in replica.apply(news, Origin::Sync).await {
+            match reply {
+                Ok(_) => self.moved.pulled += 1,
+                // Counted and logged by the replica; the rest of the data need not wait for it.
+                Err(ApplyError::ClockDrift(_)) => {}
+                Err(error) => return Err(PeerError::Rejected(error.to_string())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the peer what it lacks in the buckets up to this one.
+    async fn give_through(&mut self, through: Bucket) -> Result<(), PeerError> {
+        while let Some(key) = self.own_keys.next_if(|key| Bucket::of(key) <= through) {
+            let Some(ours) = self.reconciler.replica.get(&key) else { continue };
+            if self.theirs.get(&key).is_none_or(|theirs| ours.version > *theirs) {
+                self.moved.note(ours.version.timestamp);
+                let write = KeyedEntry::new(key, ours);
+                self.to_push_bytes += write.payload_bytes();
+                self.to_push.push(write);
+                if self.to_push_bytes >= PUSH_BYTES {
+                    self.push().await?;
+                }
+            }
+        }
+        self.theirs.retain(|key, _| Bucket::of(key) > through);
+        Ok(())
+    }
+
+    async fn push(&mut self) -> Result<(), PeerError> {
+        if self.to_push.is_empty() {
+            return Ok(());
+        }
+        let writes = std::mem::take(&mut self.to_push);
+        self.to_push_bytes = 0;
+        self.moved.pushed += writes.len() as u64;
+        let (transport, timeout) = (&self.reconciler.transport, self.reconciler.peer_timeout);
+        transport.push(self.peer, writes, timeout).await
+    }
+}
+
+impl Moved {
+    fn note(&mut self, at: Timestamp) {
+        self.oldest = Some(self.oldest.map_or(at, |oldest| oldest.min(at)));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,40 @@
+//! `Tasks`: the one place where the node starts tasks.
+//!
+//! Work that must not be cut off (a delivery, an apply) is [`spawn`](Tasks::spawn)ed and waited for
+//! at the end. Loops are [`spawn_loop`](Tasks::spawn_loop)ed and dropped when the node stops, so
+//! they must hold nothing halfway across an await.
+
+use std::future::Future;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+/// The tasks of one node.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Tasks {
+    tracker: TaskTracker,
+    stop: CancellationToken,
+}
+
+impl Tasks {
+    /// Runs to its end, also while the node stops.
+    pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        self.tracker.spawn(work);
+    }
+
+    /// Runs until the node stops.
+    pub(crate) fn spawn_loop(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tracker.spawn(async move {
+            stop.run_until_cancelled_owned(work).await;
+        });
+    }
+
+    /// Drops the loops and waits for the rest, at most this long. Says whether all have ended.
+    pub(crate) async fn finish(&self, within: Duration) -> bool {
+        self.stop.cancel();
+        self.tracker.close();
+        tokio::time::timeout(within, self.tracker.wait()).await.is_ok()
+    }
+}
