@@ -13,6 +13,8 @@
 mod announcer;
 mod apply;
 mod coordinator;
+#[cfg(test)]
+mod fixture;
 mod handoff;
 mod hook_chain;
 mod identity;

@@ -268,3 +268,21 @@ impl Node {
         self.parts.log.close().await
     }
 }
+
+#[cfg(test)]
+impl Node {
+    /// The members, for tests that bring them together by hand.
+    pub(crate) fn members(&self) -> &Members {
+        &self.members
+    }
+
+    /// Serves without joining anybody.
+    pub(crate) fn serve_at_once(&self) {
+        self.stage.advance(LifeStage::Serving);
+    }
+
+    /// Waits for everything that goes on after the answers.
+    pub(crate) async fn finish(&self) {
+        assert!(self.tasks.finish(Duration::from_secs(60)).await);
+    }
+}

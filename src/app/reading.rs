@@ -192,3 +192,159 @@ fn answer(newest: Option<&Entry>, required: Required, achieved: usize) -> Answer
         achieved: u32::try_from(achieved).unwrap_or(u32::MAX),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::fixture::{Fixture, ME, TestNode, key, live, text, version};
+    use crate::ports::{RequestOptions, WriteReply};
+    use std::sync::Mutex;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    async fn get(node: &TestNode, quorum: &str) -> Answer {
+        let quorum = Some(quorum.parse().unwrap());
+        node.client().get(key("k"), RequestOptions { quorum, timeout: None }).await.unwrap()
+    }
+
+    fn copies(fixture: &mut Fixture, copies: &[(u64, Option<Entry>)]) {
+        let copies = copies.to_vec();
+        fixture.transport.expect_read().returning(move |peer, _, _| {
+            let copy = copies.iter().find(|(id, _)| *id == peer.id.as_u64());
+            Ok(copy.and_then(|(_, entry)| entry.clone()))
+        });
+    }
+
+    fn recorded_repairs(fixture: &mut Fixture) -> Arc<Mutex<Vec<(u64, Entry)>>> {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&sent);
+        fixture.transport.expect_write().returning(move |peer, write, _| {
+            record.lock().unwrap().push((peer.id.as_u64(), write.entry));
+            Ok(WriteReply::Applied { previous: None })
+        });
+        sent
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quorum_of_one_reads_the_local_copy_and_asks_nobody() {
+        let node = Fixture::with_peers([2, 3]).build();
+        node.hold("k", live(5, "here"));
+        let answer = get(&node, "1").await;
+        assert_eq!((text(&answer), answer.achieved), (Some("here"), 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_newest_copy_wins_and_every_asked_replica_behind_it_is_repaired() {
+        let mut fixture = Fixture::with_peers([2, 3]);
+        copies(&mut fixture, &[(2, Some(live(9, "newest"))), (3, None)]);
+        let repairs = recorded_repairs(&mut fixture);
+        let node = fixture.build();
+        node.hold("k", live(5, "old"));
+        let answer = get(&node, "all").await;
+        assert_eq!((text(&answer), answer.achieved), (Some("newest"), 3));
+        node.node.finish().await;
+        assert_eq!(node.held("k"), Some(live(9, "newest")));
+        assert_eq!(*repairs.lock().unwrap(), vec![(3, live(9, "newest"))]);
+        assert_eq!(node.client().stats().read_repairs, 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_tombstone_is_repaired_like_a_value_and_reads_as_absent() {
+        let removed = Entry::tombstone(version(9));
+        let mut fixture = Fixture::with_peers([2, 3]);
+        copies(&mut fixture, &[(2, Some(removed.clone())), (3, Some(live(4, "zombie")))]);
+        let repairs = recorded_repairs(&mut fixture);
+        let node = fixture.build();
+        node.hold("k", live(5, "old"));
+        let answer = get(&node, "all").await;
+        assert_eq!((text(&answer), answer.timestamp), (None, None));
+        assert_eq!(answer.verdict, Verdict::Success);
+        node.node.finish().await;
+        assert_eq!(node.held("k"), Some(removed.clone()));
+        assert_eq!(*repairs.lock().unwrap(), vec![(3, removed)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_as_many_peers_are_asked_as_the_quorum_needs() {
+        let mut fixture = Fixture::with_peers([2, 3, 4, 5]);
+        fixture.transport.expect_read().times(2).returning(|_, _, _| Ok(None));
+        let node = fixture.build();
+        assert_eq!(get(&node, "majority").await.verdict, Verdict::Success);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_peer_is_hedged_by_the_next_and_repaired_when_it_answers_late() {
+        let mut fixture = Fixture::with_peers([2, 3]);
+        copies(&mut fixture, &[(2, Some(live(1, "late and old"))), (3, Some(live(9, "new")))]);
+        let repairs = recorded_repairs(&mut fixture);
+        fixture.delays = [(2, SECOND)].into();
+        let node = fixture.build();
+        node.hold("k", live(9, "new"));
+        let began = Instant::now();
+        assert_eq!(get(&node, "2").await.verdict, Verdict::Success);
+        assert_eq!(began.elapsed(), HEDGE_AFTER_MAX);
+        node.node.finish().await;
+        assert_eq!(*repairs.lock().unwrap(), vec![(2, live(9, "new"))]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failed_peer_is_replaced_at_once() {
+        let mut fixture = Fixture::with_peers([2, 3]);
+        fixture.transport.expect_read().returning(|peer, _, _| match peer.id.as_u64() {
+            2 => Err(PeerError::Unreachable("gone".into())),
+            _ => Ok(None),
+        });
+        let node = fixture.build();
+        let began = Instant::now();
+        assert_eq!(get(&node, "2").await.verdict, Verdict::Success);
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_missed_quorum_answers_what_there_is_at_the_deadline() {
+        let mut fixture = Fixture::with_peers([2, 3]);
+        fixture.delays = [(2, 100 * SECOND), (3, 100 * SECOND)].into();
+        let node = fixture.build();
+        node.hold("k", live(5, "here"));
+        let began = Instant::now();
+        let answer = get(&node, "2").await;
+        assert_eq!(began.elapsed(), SECOND);
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Partial, 1));
+        assert_eq!(text(&answer), Some("here"));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_than_there_are_asks_all_and_is_partial_at_once() {
+        let mut fixture = Fixture::with_peers([2, 3]);
+        copies(&mut fixture, &[(2, None), (3, None)]);
+        let node = fixture.build();
+        let began = Instant::now();
+        let answer = get(&node, "7").await;
+        assert_eq!((answer.verdict, answer.required, answer.achieved), (Verdict::Partial, 7, 3));
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_is_down_is_not_asked() {
+        let mut fixture = Fixture::with_peers([2, 3]);
+        copies(&mut fixture, &[(3, None)]);
+        fixture.down = vec![2];
+        let node = fixture.build();
+        assert_eq!(get(&node, "2").await.verdict, Verdict::Success);
+        let answer = get(&node, "all").await;
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Partial, 2));
+        assert!(ME < 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn repair_that_does_not_arrive_becomes_a_hint() {
+        let mut fixture = Fixture::with_peers([2]);
+        copies(&mut fixture, &[(2, None)]);
+        fixture.transport.expect_write().returning(|_, _, _| Err(PeerError::TimedOut));
+        let node = fixture.build();
+        node.hold("k", live(5, "here"));
+        get(&node, "2").await;
+        node.node.finish().await;
+        assert_eq!(node.hints(2), 1);
+    }
+}

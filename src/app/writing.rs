@@ -315,3 +315,293 @@ fn refusal(error: &LogError) -> ClientError {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::fixture::{Fixture, NOW, key, live, member, text, version};
+    use crate::domain::{ClockDrift, Phase, Timestamp, Value};
+    use crate::ports::{MockOpLog, RequestOptions};
+    use std::sync::Mutex;
+
+    const SECOND: Duration = Duration::from_secs(1);
+
+    fn options(quorum: &str) -> RequestOptions {
+        RequestOptions { quorum: Some(quorum.parse().unwrap()), timeout: None }
+    }
+
+    async fn add(node: &crate::app::fixture::TestNode, quorum: &str) -> Outcome {
+        node.client().add(key("k"), Value::new("v"), options(quorum)).await
+    }
+
+    /// Records who was sent which entry, and acknowledges it.
+    fn recording(fixture: &mut Fixture) -> Arc<Mutex<Vec<(u64, Entry)>>> {
+        let sent = Arc::new(Mutex::new(Vec::new()));
+        let record = Arc::clone(&sent);
+        fixture.transport.expect_write().returning(move |peer, write, _| {
+            record.lock().unwrap().push((peer.id.as_u64(), write.entry));
+            Ok(WriteReply::Applied { previous: None })
+        });
+        sent
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_goes_to_this_node_and_to_every_peer_as_the_same_entry() {
+        let mut fixture = Fixture::with_peers([2, 3]);
+        let sent = recording(&mut fixture);
+        let node = fixture.build();
+        let answer = add(&node, "all").await.unwrap();
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Success, 3));
+        let held = node.held("k").unwrap();
+        assert_eq!(answer.timestamp, Some(held.version.timestamp));
+        let mut sent = sent.lock().unwrap().clone();
+        sent.sort();
+        assert_eq!(sent, vec![(2, held.clone()), (3, held)]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_quorum_of_one_waits_for_no_peer_and_delivery_goes_on_after_the_answer() {
+        let mut fixture = Fixture::with_peers([2, 3]);
+        let sent = recording(&mut fixture);
+        fixture.delays = [(2, SECOND), (3, SECOND)].into();
+        let node = fixture.build();
+        let began = Instant::now();
+        let answer = add(&node, "1").await.unwrap();
+        assert_eq!((answer.verdict, answer.required, answer.achieved), (Verdict::Success, 1, 1));
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert!(sent.lock().unwrap().is_empty());
+        node.node.finish().await;
+        assert_eq!(sent.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_goes_away_does_not_stop_the_write() {
+        let mut fixture = Fixture::with_peers([2, 3]);
+        let sent = recording(&mut fixture);
+        fixture.delays = [(2, SECOND / 2), (3, SECOND / 2)].into();
+        let node = fixture.build();
+        let client = node.client();
+        let request = client.add(key("k"), Value::new("v"), options("all"));
+        assert!(tokio::time::timeout(SECOND / 4, request).await.is_err());
+        node.node.finish().await;
+        assert_eq!(sent.lock().unwrap().len(), 2);
+        assert!(node.held("k").is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_peer_that_hangs_costs_nothing_when_the_quorum_is_met_without_it() {
+        let mut fixture = Fixture::with_peers([2, 3]).all_acknowledge();
+        fixture.delays = [(3, 100 * SECOND)].into();
+        let node = fixture.build();
+        let began = Instant::now();
+        let answer = add(&node, "2").await.unwrap();
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Success, 2));
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        node.node.finish().await;
+        assert_eq!((node.hints(2), node.hints(3)), (0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_missed_quorum_is_answered_partial_at_the_deadline() {
+        let mut fixture = Fixture::with_peers([2, 3]).all_acknowledge();
+        fixture.delays = [(2, 100 * SECOND), (3, 100 * SECOND)].into();
+        let node = fixture.build();
+        let began = Instant::now();
+        let answer = add(&node, "2").await.unwrap();
+        assert_eq!((answer.verdict, answer.required, answer.achieved), (Verdict::Partial, 2, 1));
+        assert_eq!(began.elapsed(), SECOND);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_than_there_are_is_answered_partial_as_soon_as_all_have_answered() {
+        let node = Fixture::with_peers([2, 3]).all_acknowledge().build();
+        let began = Instant::now();
+        let answer = add(&node, "5").await.unwrap();
+        assert_eq!((answer.verdict, answer.required, answer.achieved), (Verdict::Partial, 5, 3));
+        assert_eq!(began.elapsed(), Duration::ZERO);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn more_than_there_are_is_answered_at_once_although_a_peer_hangs() {
+        let mut fixture = Fixture::with_peers([2, 3]).all_acknowledge();
+        fixture.delays = [(3, 100 * SECOND)].into();
+        let node = fixture.build();
+        let began = Instant::now();
+        let answer = add(&node, "5").await.unwrap();
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Partial, 2));
+        assert_eq!(began.elapsed(), UNREACHABLE_GRACE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_is_down_is_not_asked_but_gets_a_hint_and_still_counts_among_all() {
+        let mut fixture = Fixture::with_peers([2, 3]);
+        let sent = recording(&mut fixture);
+        fixture.down = vec![3];
+        let node = fixture.build();
+        let answer = add(&node, "majority").await.unwrap();
+        assert_eq!((answer.verdict, answer.required, answer.achieved), (Verdict::Success, 2, 2));
+        let answer = add(&node, "all").await.unwrap();
+        assert_eq!((answer.verdict, answer.required, answer.achieved), (Verdict::Partial, 3, 2));
+        assert!(sent.lock().unwrap().iter().all(|(peer, _)| *peer == 2));
+        assert_eq!(node.hints(3), 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_a_peer_refuses_or_does_not_answer_becomes_a_hint() {
+        for error in [
+            PeerError::Unreachable("gone".into()),
+            PeerError::TimedOut,
+            PeerError::Rejected("disk full".into()),
+        ] {
+            let mut fixture = Fixture::with_peers([2]);
+            fixture.transport.expect_write().returning(move |_, _, _| Err(error.clone()));
+            let node = fixture.build();
+            let answer = add(&node, "2").await.unwrap();
+            assert_eq!((answer.verdict, answer.achieved), (Verdict::Partial, 1));
+            assert_eq!(node.hints(2), 1);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_joining_member_gets_the_write_but_counts_for_no_quorum() {
+        let mut fixture = Fixture::with_peers([2]);
+        let sent = recording(&mut fixture);
+        fixture.peers.push(member(3, Phase::Joining));
+        let node = fixture.build();
+        let answer = add(&node, "all").await.unwrap();
+        assert_eq!((answer.verdict, answer.required, answer.achieved), (Verdict::Success, 2, 2));
+        node.node.finish().await;
+        assert_eq!(sent.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_superseded_write_is_stamped_past_the_newer_version_and_written_again() {
+        let newer = NOW + 1_000_000;
+        let mut fixture = Fixture::with_peers([2]);
+        fixture.transport.expect_write().returning(move |_, write, _| {
+            Ok(if write.entry.version > version(newer) {
+                WriteReply::Applied { previous: None }
+            } else {
+                WriteReply::Superseded { by: version(newer) }
+            })
+        });
+        let node = fixture.build();
+        let answer = add(&node, "2").await.unwrap();
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Success, 2));
+        assert!(answer.timestamp > Some(Timestamp::from_nanos(newer)));
+        assert_eq!(node.held("k").map(|e| e.version.timestamp), answer.timestamp);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_rival_that_is_always_newer_does_not_keep_a_write_for_ever() {
+        let mut fixture = Fixture::with_peers([2]);
+        let mut sends = 0;
+        fixture.transport.expect_write().returning(move |_, write, _| {
+            sends += 1;
+            assert!(sends <= u32::from(MAX_ATTEMPTS));
+            let by = version(write.entry.version.timestamp.as_nanos() + 10);
+            Ok(WriteReply::Superseded { by })
+        });
+        let node = fixture.build();
+        let answer = add(&node, "2").await.unwrap();
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Success, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_version_from_too_far_ahead_is_not_followed_and_its_holder_does_not_count() {
+        let far = NOW + 3_600_000_000_000;
+        let mut fixture = Fixture::with_peers([2]);
+        fixture
+            .transport
+            .expect_write()
+            .times(1)
+            .returning(move |_, _, _| Ok(WriteReply::Superseded { by: version(far) }));
+        let node = fixture.build();
+        let answer = add(&node, "2").await.unwrap();
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Partial, 1));
+        assert!(answer.timestamp < Some(Timestamp::from_nanos(far)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_removal_returns_the_newest_value_that_any_replica_removed() {
+        let mut fixture = Fixture::with_peers([2]);
+        fixture.transport.expect_write().returning(|_, write, _| {
+            assert!(write.entry.is_tombstone());
+            Ok(WriteReply::Applied { previous: Some(live(20, "newer")) })
+        });
+        let node = fixture.build();
+        node.hold("k", live(10, "older"));
+        let answer = node.client().remove(key("k"), options("2")).await.unwrap();
+        assert_eq!(text(&answer), Some("newer"));
+        assert!(answer.timestamp.is_some());
+        assert!(node.held("k").is_some_and(|e| e.is_tombstone()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_removal_of_an_absent_or_removed_key_returns_nothing_and_leaves_a_tombstone() {
+        let node = Fixture::with_peers([2]).all_acknowledge().build();
+        for _ in 0..2 {
+            let answer = node.client().remove(key("k"), options("2")).await.unwrap();
+            assert_eq!((text(&answer), answer.timestamp), (None, None));
+            assert_eq!(answer.verdict, Verdict::Success);
+            assert!(node.held("k").is_some_and(|e| e.is_tombstone()));
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn successive_writes_through_one_node_have_growing_timestamps_on_a_standing_clock() {
+        let node = Fixture::with_peers([]).build();
+        let mut last = None;
+        for _ in 0..100 {
+            let answer = add(&node, "1").await.unwrap();
+            assert!(answer.timestamp > last);
+            last = answer.timestamp;
+        }
+    }
+
+    fn failing_log(error: &LogError) -> MockOpLog {
+        let mut log = MockOpLog::new();
+        let error = error.clone();
+        log.expect_append().returning(move |records| match records {
+            [crate::ports::LogRecord::ClockBound(_)] => Ok(()),
+            _ => Err(error.clone()),
+        });
+        log
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_whose_log_fails_says_that_nothing_was_done_and_holds_nothing() {
+        for (error, told) in [
+            (LogError::DiskFull, ClientError::DiskFull),
+            (LogError::Overloaded, ClientError::Overloaded("the log cannot keep up")),
+            (LogError::Failed("EIO".into()), ClientError::ShuttingDown),
+        ] {
+            let mut fixture = Fixture::with_peers([]);
+            fixture.log = failing_log(&error);
+            let node = fixture.build();
+            assert_eq!(add(&node, "1").await, Err(told));
+            assert_eq!(node.held("k"), None);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_only_peers_took_is_told_as_it_is() {
+        let mut fixture = Fixture::with_peers([2, 3]).all_acknowledge();
+        fixture.log = failing_log(&LogError::DiskFull);
+        let node = fixture.build();
+        let answer = add(&node, "3").await.unwrap();
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Partial, 2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_version_from_the_future_is_refused_from_peers() {
+        let node = Fixture::with_peers([2]).build();
+        let far = NOW + 501_000_000;
+        let write = KeyedEntry::new(key("k"), live(far, "v"));
+        let reply = node.node.replica_api().apply(vec![write], Origin::Replica).await;
+        let drift = ClockDrift { ahead_ns: 501_000_000, max_drift_ns: 500_000_000 };
+        assert_eq!(reply, vec![Err(ApplyError::ClockDrift(drift))]);
+        assert_eq!(node.held("k"), None);
+        assert_eq!(node.client().stats().drift_refusals, 1);
+    }
+}

@@ -1,0 +1,274 @@
+//! A node over mocks, for the unit tests of the use cases.
+//!
+//! Peers are answered for by a [`MockPeerTransport`], wrapped in a decorator that can hold up the
+//! calls to a peer; the store is a map that the test can look into.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::domain::{
+    BucketSet, Digest, Entry, Key, KeyedEntry, Liveness, Member, NodeId, Phase, Start, Timestamp,
+    Value, Version,
+};
+use crate::ports::{
+    Announcement, Answer, Book, ClientApi, EntryStream, Hook, LogStats, Merged, MockClock,
+    MockFailureDetector, MockMemberBook, MockOpLog, MockPeerTransport, MockStore, Peer, PeerError,
+    PeerTransport, ProtocolRange, Replayed, StoreStats, WriteReply,
+};
+
+use super::members::Members;
+use super::node::{Node, NodeParts};
+use super::settings::NodeSettings;
+
+/// The wall time of every test.
+pub(crate) const NOW: u64 = 1_000_000_000_000;
+
+/// The id of the node under test.
+pub(crate) const ME: u64 = 1;
+
+pub(crate) type Map = Arc<Mutex<BTreeMap<Key, Entry>>>;
+
+/// A node under test.
+pub(crate) struct TestNode {
+    pub(crate) node: Node,
+    pub(crate) map: Map,
+}
+
+/// What a node under test is made of.
+pub(crate) struct Fixture {
+    pub(crate) transport: MockPeerTransport,
+    pub(crate) log: MockOpLog,
+    pub(crate) peers: Vec<Member>,
+    pub(crate) down: Vec<u64>,
+    /// How long calls to a peer take.
+    pub(crate) delays: BTreeMap<u64, Duration>,
+    pub(crate) hooks: Vec<Arc<dyn Hook>>,
+    pub(crate) settings: NodeSettings,
+}
+
+impl Fixture {
+    /// A node with these whole peers, all alive, a log that takes everything, and a transport
+    /// without expectations.
+    pub(crate) fn with_peers(peers: impl IntoIterator<Item = u64>) -> Self {
+        let mut log = MockOpLog::new();
+        log.expect_append().returning(|_| Ok(()));
+        log.expect_replay().returning(|_| Ok(Replayed::default()));
+        log.expect_stats().return_const(LogStats::default());
+        let mut settings = NodeSettings::new("lally", &addr(ME), "127.0.0.1:1");
+        settings.request_timeout = Duration::from_secs(1);
+        Self {
+            transport: MockPeerTransport::new(),
+            log,
+            peers: peers.into_iter().map(|id| member(id, Phase::Whole)).collect(),
+            down: Vec::new(),
+            delays: BTreeMap::new(),
+            hooks: Vec::new(),
+            settings,
+        }
+    }
+
+    /// Every peer acknowledges every write.
+    pub(crate) fn all_acknowledge(mut self) -> Self {
+        self.transport
+            .expect_write()
+            .returning(|_, _, _| Ok(WriteReply::Applied { previous: None }));
+        self
+    }
+
+    /// The node, serving.
+    pub(crate) fn build(mut self) -> TestNode {
+        let map = Map::default();
+        self.transport.expect_round_trip().return_const(None);
+        let mut clock = MockClock::new();
+        clock.expect_now().returning(|| Timestamp::from_nanos(NOW));
+        let parts = NodeParts {
+            store: Arc::new(mock_store(&map)),
+            log: Arc::new(self.log),
+            transport: Arc::new(Delayed { inner: self.transport, delays: self.delays }),
+            detector: Arc::new(MockFailureDetector::new()),
+            book: Arc::new(MockMemberBook::new()),
+            clock: Arc::new(clock),
+            hooks: self.hooks,
+        };
+        let book = Book {
+            id: NodeId::new(ME),
+            generation: 1,
+            phase: Phase::Whole,
+            cluster: "lally".into(),
+            members: Vec::new(),
+        };
+        let node = Node::new(parts, self.settings, &book, Start::Resume);
+        for peer in self.peers {
+            meet(node.members(), peer);
+        }
+        for id in self.down {
+            node.members().set_liveness(NodeId::new(id), 1, Liveness::Down);
+        }
+        node.serve_at_once();
+        TestNode { node, map }
+    }
+}
+
+impl TestNode {
+    pub(crate) fn client(&self) -> Arc<dyn ClientApi> {
+        self.node.client_api()
+    }
+
+    /// What the node holds.
+    pub(crate) fn held(&self, name: &str) -> Option<Entry> {
+        self.map.lock().unwrap().get(&key(name)).cloned()
+    }
+
+    pub(crate) fn hold(&self, name: &str, entry: Entry) {
+        self.map.lock().unwrap().insert(key(name), entry);
+    }
+
+    /// Hints kept for a peer.
+    pub(crate) fn hints(&self, peer: u64) -> u64 {
+        let cluster = self.client().cluster();
+        cluster.members.iter().find(|m| m.id() == NodeId::new(peer)).map_or(0, |m| m.hints)
+    }
+}
+
+pub(crate) fn key(name: &str) -> Key {
+    Key::new(name).unwrap()
+}
+
+pub(crate) fn live(at: u64, text: &str) -> Entry {
+    Entry::live(version(at), Value::new(text))
+}
+
+/// A version by another node.
+pub(crate) fn version(at: u64) -> Version {
+    Version::new(Timestamp::from_nanos(at), NodeId::new(99))
+}
+
+pub(crate) fn member(id: u64, phase: Phase) -> Member {
+    let http_addr = format!("127.0.0.1:{id}");
+    Member { id: NodeId::new(id), generation: 1, phase, grpc_addr: addr(id), http_addr }
+}
+
+pub(crate) fn text(answer: &Answer) -> Option<&str> {
+    answer.value.as_ref().map(Value::as_str)
+}
+
+fn addr(id: u64) -> String {
+    format!("10.0.0.{id}:50071")
+}
+
+fn meet(members: &Members, peer: Member) {
+    members.take_in(Announcement {
+        cluster: "lally".into(),
+        protocol: ProtocolRange::OURS,
+        sender: peer,
+        members: Vec::new(),
+    });
+}
+
+fn mock_store(map: &Map) -> MockStore {
+    let mut store = MockStore::new();
+    let held = Arc::clone(map);
+    store.expect_get().returning(move |key| held.lock().unwrap().get(key).cloned());
+    let held = Arc::clone(map);
+    store.expect_merge().returning(move |write| {
+        let mut held = held.lock().unwrap();
+        match held.get(&write.key).cloned() {
+            Some(ours) if ours.supersedes(&write.entry) => Merged::Superseded { by: ours.version },
+            Some(ours) if ours == write.entry => Merged::Unchanged,
+            previous => {
+                held.insert(write.key, write.entry);
+                Merged::Applied { previous }
+            }
+        }
+    });
+    store.expect_stats().return_const(StoreStats::default());
+    store.expect_digest().return_const(Digest::default());
+    store
+}
+
+/// A transport whose calls to some peers take their time.
+struct Delayed {
+    inner: MockPeerTransport,
+    delays: BTreeMap<u64, Duration>,
+}
+
+impl Delayed {
+    /// Waits; whether the call is still within its timeout.
+    async fn delay(&self, peer: &Peer, timeout: Duration) -> Result<(), PeerError> {
+        let delay = self.delays.get(&peer.id.as_u64()).copied().unwrap_or_default();
+        tokio::time::sleep(delay.min(timeout)).await;
+        if delay > timeout { Err(PeerError::TimedOut) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl PeerTransport for Delayed {
+    async fn write(
+        &self,
+        peer: &Peer,
+        write: KeyedEntry,
+        timeout: Duration,
+    ) -> Result<WriteReply, PeerError> {
+        self.delay(peer, timeout).await?;
+        self.inner.write(peer, write, timeout).await
+    }
+
+    async fn read(
+        &self,
+        peer: &Peer,
+        key: Key,
+        timeout: Duration,
+    ) -> Result<Option<Entry>, PeerError> {
+        self.delay(peer, timeout).await?;
+        self.inner.read(peer, key, timeout).await
+    }
+
+    async fn announce(
+        &self,
+        addr: &str,
+        announcement: Announcement,
+        timeout: Duration,
+    ) -> Result<Announcement, PeerError> {
+        self.inner.announce(addr, announcement, timeout).await
+    }
+
+    fn gossip(&self, addr: &str, packet: Vec<u8>) {
+        self.inner.gossip(addr, packet);
+    }
+
+    async fn digest(&self, peer: &Peer, timeout: Duration) -> Result<Digest, PeerError> {
+        self.inner.digest(peer, timeout).await
+    }
+
+    async fn bucket_digests(&self, peer: &Peer, timeout: Duration) -> Result<Vec<u64>, PeerError> {
+        self.inner.bucket_digests(peer, timeout).await
+    }
+
+    async fn pull(
+        &self,
+        peer: &Peer,
+        buckets: BucketSet,
+    ) -> Result<Box<dyn EntryStream>, PeerError> {
+        self.inner.pull(peer, buckets).await
+    }
+
+    async fn push(
+        &self,
+        peer: &Peer,
+        writes: Vec<KeyedEntry>,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        self.inner.push(peer, writes, timeout).await
+    }
+
+    fn round_trip(&self, peer: NodeId) -> Option<Duration> {
+        self.inner.round_trip(peer)
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
