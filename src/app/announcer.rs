@@ -4,6 +4,7 @@
 //! it knows; whoever learns something new passes it on; and a member that the failure detector
 //! reports, known or not, is asked.
 
+use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -61,10 +62,16 @@ impl Announcer {
         Ok(())
     }
 
-    /// Saves and spreads changed records for as long as the node runs.
-    pub(crate) async fn run_spreading(&self) {
+    /// Saves and spreads changed records until the node stops. A save is never cut off: it could
+    /// end after the last one, and undo it.
+    pub(crate) async fn run_spreading(&self, stopped: impl Future<Output = ()>) {
         let mut changes = self.members.changes();
-        while changes.changed().await.is_ok() {
+        let mut stopped = std::pin::pin!(stopped);
+        loop {
+            tokio::select! {
+                () = &mut stopped => return,
+                news = changes.changed() => if news.is_err() { return },
+            }
             self.save().await;
             self.announce_to_all().await;
         }

@@ -117,7 +117,7 @@ impl Joining {
         }
         self.stage.advance(LifeStage::Serving);
         let members = self.members.view().replicas().count();
-        tracing::info!(state = "alive", members, compared, "cluster state");
+        tracing::info!(members, compared, "ready");
     }
 
     fn report(&self, round: &Round) {

@@ -1,8 +1,9 @@
 //! `Node`: a whole node over any adapters.
 //!
 //! [`Node::new`] wires the use cases together and does nothing else. Then, in this order:
-//! [`replay`](Node::replay) the log, let peers in, [`start`](Node::start), and at the end
-//! [`stop`](Node::stop).
+//! [`replay`](Node::replay) the log, let peers in, [`start`](Node::start); and at the end
+//! [`refuse_clients`](Node::refuse_clients), [`leave`](Node::leave), let no more peers in,
+//! [`close`](Node::close).
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -30,11 +31,15 @@ use super::stamps::Stamps;
 use super::tasks::Tasks;
 use super::writing::Writer;
 
-/// How long a stopping node waits for what is under way: the deliveries of the last writes.
-const FINISH_WITHIN: Duration = Duration::from_secs(4);
+/// How long a stopping node waits for what is under way: the deliveries of the last writes, each
+/// bounded by the timeout of a call to a peer.
+const FINISH_WITHIN: Duration = Duration::from_millis(2_500);
 
 /// How long a stopping node gives its last words.
 const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How long connections to peers may take to close.
+const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 
 /// The adapters of a node.
 pub struct NodeParts {
@@ -214,11 +219,13 @@ impl Node {
     /// Joins the cluster, or founds it, and serves. Returns at once; what follows is reported by
     /// [`ClientApi::readiness`].
     pub fn start(&self) {
+        let state = self.members.view().my_state();
+        tracing::info!(?state, known = self.members.view().others().count(), "cluster state");
         for member in self.members.view().peers() {
             self.parts.detector.watch(member);
         }
-        let announcer = Arc::clone(&self.announcer);
-        self.tasks.spawn_loop(async move { announcer.run_spreading().await });
+        let (announcer, stopped) = (Arc::clone(&self.announcer), self.tasks.stopped());
+        self.tasks.spawn(async move { announcer.run_spreading(stopped).await });
         let announcer = Arc::clone(&self.announcer);
         self.tasks.spawn_loop(async move { announcer.run_detection().await });
         let handoff = Arc::clone(&self.handoff);
@@ -243,28 +250,33 @@ impl Node {
         self.stage.advance(LifeStage::Stopping);
     }
 
-    /// Finishes what is under way, tells the peers "left", and closes the log. Takes at most eight
-    /// seconds beyond what closing the log takes.
-    ///
-    /// # Errors
-    /// [`LogError`] when the log could not be closed properly.
-    pub async fn stop(&self) -> Result<(), LogError> {
+    /// Finishes what is under way and tells the peers "left". Takes at most four and a half seconds.
+    pub async fn leave(&self) {
         self.refuse_clients();
         if !self.tasks.finish(FINISH_WITHIN).await {
             tracing::warn!("stopping although deliveries are under way: peers will compare");
         }
         if self.members.view().me().phase == Phase::Whole {
             self.members.restate(0, Phase::Left);
-            self.announcer.save().await;
         }
         let farewell = async {
+            self.announcer.save().await;
             self.announcer.announce_to_all().await;
             self.parts.detector.leave().await;
         };
         if tokio::time::timeout(LEAVE_WITHIN, farewell).await.is_err() {
             tracing::warn!("not every peer heard that this node left");
         }
-        drop(tokio::time::timeout(LEAVE_WITHIN, self.parts.transport.close()).await);
+    }
+
+    /// Closes the connections to the peers and the log. The last step of a stop.
+    ///
+    /// # Errors
+    /// [`LogError`] when the log could not be closed properly.
+    pub async fn close(&self) -> Result<(), LogError> {
+        if tokio::time::timeout(CLOSE_WITHIN, self.parts.transport.close()).await.is_err() {
+            tracing::warn!("connections to peers dropped");
+        }
         self.parts.log.close().await
     }
 }

@@ -1,8 +1,8 @@
 //! `Tasks`: the one place where the node starts tasks.
 //!
 //! Work that must not be cut off (a delivery, an apply) is [`spawn`](Tasks::spawn)ed and waited for
-//! at the end. Loops are [`spawn_loop`](Tasks::spawn_loop)ed and dropped when the node stops, so
-//! they must hold nothing halfway across an await.
+//! at the end. Loops are [`spawn_loop`](Tasks::spawn_loop)ed and dropped when the node stops,
+//! wherever they wait. An apply that is cut off so is in the log, where the next start finds it.
 
 use std::future::Future;
 use std::time::Duration;
@@ -29,6 +29,11 @@ impl Tasks {
         self.tracker.spawn(async move {
             stop.run_until_cancelled_owned(work).await;
         });
+    }
+
+    /// Resolves when the node stops, for loops that must not be dropped halfway.
+    pub(crate) fn stopped(&self) -> impl Future<Output = ()> + Send + 'static {
+        self.stop.clone().cancelled_owned()
     }
 
     /// Drops the loops and waits for the rest, at most this long. Says whether all have ended.

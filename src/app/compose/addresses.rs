@@ -1,0 +1,118 @@
+//! Where this node listens, and which addresses it gives to others.
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
+
+use crate::adapters::config::Config;
+
+use super::errors::RunError;
+
+/// The two open ports, and how others name them.
+pub(super) struct Addresses {
+    pub(super) http: TcpListener,
+    pub(super) grpc: TcpListener,
+    /// `HOST:PORT` for clients.
+    pub(super) http_addr: String,
+    /// `HOST:PORT` for peers.
+    pub(super) grpc_addr: String,
+}
+
+impl Addresses {
+    /// Opens both ports.
+    pub(super) fn open(config: &Config) -> Result<Self, RunError> {
+        refuse_unreachable_seeds(config)?;
+        let (http, http_at) = listen(config.bind, config.http_port, "--http-port")?;
+        let (grpc, grpc_at) = listen(config.bind, config.grpc_port, "--grpc-port")?;
+        let (host, port) = match &config.advertise_addr {
+            Some(advertised) => (advertised.host.clone(), advertised.port),
+            None => (host_for_others(config), None),
+        };
+        let http_addr = format!("{host}:{}", http_at.port());
+        let grpc_addr = format!("{host}:{}", port.unwrap_or(grpc_at.port()));
+        Ok(Self { http, grpc, http_addr, grpc_addr })
+    }
+}
+
+/// A node on the loopback cannot be reached by members elsewhere: it would join a cluster that
+/// cannot talk back. A name that does not resolve yet is let through; it may.
+fn refuse_unreachable_seeds(config: &Config) -> Result<(), RunError> {
+    if !config.bind.is_loopback() || config.advertise_addr.is_some() {
+        return Ok(());
+    }
+    for seed in &config.seed_nodes {
+        let resolved: Vec<_> = seed.to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+        if !resolved.is_empty() && resolved.iter().all(|addr| !addr.ip().is_loopback()) {
+            return Err(RunError::Usage(format!(
+                "seed_node {seed} is on another host, which cannot reach this node on {}; add --bind with an address that it can reach, or --bind 0.0.0.0",
+                config.bind
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn listen(
+    ip: IpAddr,
+    port: u16,
+    flag: &'static str,
+) -> Result<(TcpListener, SocketAddr), RunError> {
+    let addr = SocketAddr::new(ip, port);
+    let failed = |error| RunError::Listen { addr, flag, error };
+    let listener = TcpListener::bind(addr).map_err(failed)?;
+    listener.set_nonblocking(true).map_err(failed)?;
+    let real = listener.local_addr().map_err(failed)?;
+    Ok((listener, real))
+}
+
+/// The bind address, unless it is a wildcard: then the local address of the route to a seed, or
+/// else of the default route.
+fn host_for_others(config: &Config) -> String {
+    let ip = if config.bind.is_unspecified() {
+        let documentation_net = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9));
+        let seeds = config.seed_nodes.iter().filter_map(|seed| seed.to_socket_addrs().ok());
+        let targets = seeds.flatten().chain([documentation_net]);
+        let routed = targets.filter_map(|target| local_address_towards(target).ok());
+        routed.into_iter().find(|ip| !ip.is_unspecified()).unwrap_or_else(|| {
+            tracing::warn!("no route to other hosts: advertising 127.0.0.1; see --advertise-addr");
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
+        })
+    } else {
+        config.bind
+    };
+    match ip {
+        IpAddr::V4(ip) => ip.to_string(),
+        IpAddr::V6(ip) => format!("[{ip}]"),
+    }
+}
+
+/// Asks the routing table; a UDP connect sends nothing.
+fn local_address_towards(target: SocketAddr) -> io::Result<IpAddr> {
+    let any: SocketAddr = if target.is_ipv4() {
+        (Ipv4Addr::UNSPECIFIED, 0).into()
+    } else {
+        (std::net::Ipv6Addr::UNSPECIFIED, 0).into()
+    };
+    let socket = UdpSocket::bind(any)?;
+    socket.connect(target)?;
+    Ok(socket.local_addr()?.ip())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_local_address_towards_the_loopback_is_the_loopback() {
+        let towards = local_address_towards((Ipv4Addr::LOCALHOST, 9).into()).unwrap();
+        assert!(towards.is_loopback());
+    }
+
+    #[test]
+    fn a_taken_port_is_named_with_the_flag_that_changes_it() {
+        let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = taken.local_addr().unwrap().port();
+        let refused = listen(Ipv4Addr::LOCALHOST.into(), port, "--http-port").unwrap_err();
+        assert!(refused.to_string().contains("--http-port"), "{refused}");
+        assert_eq!(refused.exit_code(), 1);
+    }
+}

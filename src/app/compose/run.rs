@@ -1,0 +1,174 @@
+//! The life of the process.
+
+use std::future::Future;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::adapters::clock::SystemClock;
+use crate::adapters::config::Config;
+use crate::adapters::dash_store::DashStore;
+use crate::adapters::grpc::{self, GrpcOptions, GrpcPeers, ServerOptions};
+use crate::adapters::http::{self, HttpOptions};
+use crate::adapters::{hooks, swim};
+use crate::app::{Node, NodeParts, NodeSettings};
+use crate::ports::Hook;
+
+use super::addresses::Addresses;
+use super::errors::RunError;
+use super::storage::Storage;
+
+/// How long requests under way may take once the node is asked to stop.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Requests to stop: the first stops gracefully, the second at once.
+pub trait Signals: Send {
+    /// Resolves when the next signal arrives. Cancel safe.
+    fn next(&mut self) -> impl Future<Output = ()> + Send;
+}
+
+/// Runs a node until it is asked to stop.
+///
+/// # Errors
+/// [`RunError`] says why it did not start, or ended otherwise.
+pub async fn run(config: Config, signals: &mut impl Signals) -> Result<(), RunError> {
+    let addresses = Addresses::open(&config)?;
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
+    let storage = Storage::open(&config, &addresses).await?;
+    tracing::info!(path = %config.data_dir.display(), "data directory");
+    let running = Running::start(&config, addresses, storage).await?;
+    let outcome = tokio::select! {
+        () = signals.next() => Ok(()),
+        failure = running.failure() => Err(failure),
+    };
+    if let Err(failure) = &outcome {
+        tracing::error!(%failure, "stopping");
+    } else {
+        tracing::info!("stopping on request");
+    }
+    tokio::select! {
+        stopped = running.stop() => outcome.and(stopped),
+        () = signals.next() => Err(RunError::Interrupted),
+    }
+}
+
+/// A node with its servers.
+struct Running {
+    node: Node,
+    storage: Storage,
+    servers: TaskTracker,
+    http_stop: CancellationToken,
+    grpc_stop: CancellationToken,
+    server_failed: Arc<tokio::sync::Mutex<tokio::sync::mpsc::Receiver<RunError>>>,
+}
+
+impl Running {
+    async fn start(
+        config: &Config,
+        addresses: Addresses,
+        storage: Storage,
+    ) -> Result<Self, RunError> {
+        let id = storage.book.id;
+        let random_seed = rand::random();
+        let transport = GrpcPeers::new(GrpcOptions::new(&config.cluster_name, id, random_seed));
+        let settings = settings(config, &addresses, random_seed);
+        let me = Node::first_record(&storage.book, storage.start, &settings);
+        let detector = swim::Swim::start(
+            swim::SwimOptions::new(me, &config.cluster_name, random_seed),
+            Arc::clone(&transport) as _,
+        );
+        let parts = NodeParts {
+            store: Arc::new(DashStore::new()),
+            log: Arc::clone(&storage.log) as _,
+            transport,
+            detector,
+            book: Arc::clone(&storage.book_file) as _,
+            clock: Arc::new(SystemClock),
+            hooks: hooks_named(&config.hooks)?,
+        };
+        let node = Node::new(parts, settings, &storage.book, storage.start);
+
+        let (servers, http_stop, grpc_stop) =
+            (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
+        let (failed, server_failed) = tokio::sync::mpsc::channel(2);
+        // Clients are answered from the start, if only to be told to wait for the replay.
+        let options = HttpOptions {
+            max_body_bytes: config.max_body_bytes,
+            drain: DRAIN,
+            ..HttpOptions::default()
+        };
+        let serving =
+            http::serve(addresses.http, node.client_api(), options, http_stop.clone());
+        servers.spawn(report("HTTP", serving, failed.clone()));
+
+        let replayed = node.replay().await?;
+        tracing::info!(records = replayed.records, bytes = replayed.bytes, "log replayed");
+        tracing::info!(addr = addresses.http_addr, "HTTP listening");
+
+        let options = ServerOptions::new(&config.cluster_name, id);
+        let serving = grpc::serve(addresses.grpc, node.replica_api(), options, grpc_stop.clone());
+        servers.spawn(report("gRPC", serving, failed));
+        tracing::info!(addr = addresses.grpc_addr, "gRPC listening");
+
+        node.start();
+        let server_failed = Arc::new(tokio::sync::Mutex::new(server_failed));
+        Ok(Self { node, storage, servers, http_stop, grpc_stop, server_failed })
+    }
+
+    /// Resolves when something fails without which the node must not go on.
+    async fn failure(&self) -> RunError {
+        let mut server_failed = self.server_failed.lock().await;
+        tokio::select! {
+            failure = self.storage.log.wait_failed() => failure.into(),
+            Some(failure) = server_failed.recv() => failure,
+        }
+    }
+
+    /// Stops in the order in which nothing acknowledged is lost: clients first, then the farewell
+    /// to the peers, then what peers send, the log last.
+    async fn stop(&self) -> Result<(), RunError> {
+        self.node.refuse_clients();
+        self.http_stop.cancel();
+        self.node.leave().await;
+        self.grpc_stop.cancel();
+        self.servers.close();
+        if tokio::time::timeout(DRAIN, self.servers.wait()).await.is_err() {
+            tracing::warn!("stopping although connections are open");
+        }
+        self.node.close().await?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+}
+
+async fn report(
+    server: &'static str,
+    serving: impl Future<Output = io::Result<()>>,
+    failed: tokio::sync::mpsc::Sender<RunError>,
+) {
+    if let Err(error) = serving.await {
+        failed.send(RunError::Server { server, error }).await.ok();
+    }
+}
+
+fn settings(config: &Config, addresses: &Addresses, random_seed: u64) -> NodeSettings {
+    NodeSettings {
+        seeds: config.seed_nodes.clone(),
+        read_quorum: config.read_quorum,
+        write_quorum: config.write_quorum,
+        request_timeout: config.request_timeout,
+        max_value_bytes: config.max_value_bytes,
+        max_clock_drift: config.max_clock_drift,
+        anti_entropy_interval: config.anti_entropy_interval,
+        random_seed,
+        ..NodeSettings::new(&config.cluster_name, &addresses.grpc_addr, &addresses.http_addr)
+    }
+}
+
+fn hooks_named(names: &[String]) -> Result<Vec<Arc<dyn Hook>>, RunError> {
+    let unknown = |name: &String| RunError::Usage(format!("hooks: there is no hook {name:?}"));
+    names.iter().map(|name| hooks::known(name).ok_or_else(|| unknown(name))).collect()
+}
