@@ -117,8 +117,11 @@ impl Announcer {
             tracing::info!(peer = %member.id, addr = member.grpc_addr, phase = ?member.phase,
                 generation = member.generation, "member appeared");
             self.detector.watch(&member);
-            self.handoff.wake();
             self.reconciler.request(member.id);
+        }
+        if let Some(id) = taken.returned {
+            self.reconciler.request(id);
+            self.handoff.wake();
         }
         if let Some(generation) = taken.disputed {
             let view = self.members.view();

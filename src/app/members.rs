@@ -24,8 +24,10 @@ pub(crate) struct Members {
 /// What came of an announcement.
 #[derive(Debug, Default)]
 pub(crate) struct TakenIn {
-    /// Members that are new here or came back.
+    /// Members that are new here or came back with a new generation.
     pub(crate) appeared: Vec<Member>,
+    /// The sender, if it was thought to be down or slow, and has just proved otherwise.
+    pub(crate) returned: Option<NodeId>,
     /// Somebody believes this node's generation is over, up to this one.
     pub(crate) disputed: Option<u64>,
 }
@@ -98,6 +100,9 @@ impl Members {
         self.change_records(|view| {
             let mut changed = false;
             let sender = announcement.sender.id;
+            if view.liveness(sender) != Liveness::Alive {
+                taken.returned = Some(sender);
+            }
             for record in announcement.members.into_iter().chain([announcement.sender]) {
                 let change = if record.id == sender {
                     view.merge_announced(record.clone())

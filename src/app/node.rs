@@ -269,6 +269,12 @@ impl Node {
         }
     }
 
+    /// Ends without a word, as a crash would: for tests of what comes after. Nothing is flushed.
+    pub fn abandon(&self) {
+        self.stage.advance(LifeStage::Stopping);
+        self.tasks.abandon();
+    }
+
     /// Closes the connections to the peers and the log. The last step of a stop.
     ///
     /// # Errors

@@ -36,6 +36,11 @@ impl Tasks {
         self.stop.clone().cancelled_owned()
     }
 
+    /// Drops the loops and waits for nothing.
+    pub(crate) fn abandon(&self) {
+        self.stop.cancel();
+    }
+
     /// Drops the loops and waits for the rest, at most this long. Says whether all have ended.
     pub(crate) async fn finish(&self, within: Duration) -> bool {
         self.stop.cancel();

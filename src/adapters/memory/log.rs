@@ -1,0 +1,72 @@
+//! `MemoryLog`: a log whose disk is a vector.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use async_trait::async_trait;
+
+use crate::ports::{LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed};
+
+/// A log in memory. The records outlive it: [`reopen`](Self::reopen) is the log of the next life.
+#[derive(Debug, Default)]
+pub struct MemoryLog {
+    disk: Arc<Mutex<Vec<LogRecord>>>,
+    life: Mutex<Life>,
+}
+
+#[derive(Debug, Default)]
+struct Life {
+    appended: u64,
+    ended: Option<LogError>,
+}
+
+impl MemoryLog {
+    /// The log of the next life, on the same disk.
+    #[must_use]
+    pub fn reopen(&self) -> Self {
+        Self { disk: Arc::clone(&self.disk), life: Mutex::default() }
+    }
+
+    /// From now on every append fails like this.
+    pub fn fail(&self, error: LogError) {
+        self.life().ended = Some(error);
+    }
+
+    fn life(&self) -> MutexGuard<'_, Life> {
+        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn disk(&self) -> MutexGuard<'_, Vec<LogRecord>> {
+        self.disk.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl OpLog for MemoryLog {
+    async fn replay(&self, mut visitor: Box<dyn ReplayVisitor>) -> Result<Replayed, LogError> {
+        let records = self.disk().clone();
+        let replayed = Replayed { records: records.len() as u64, ..Replayed::default() };
+        for record in records {
+            visitor.visit(record);
+        }
+        Ok(replayed)
+    }
+
+    async fn append(&self, records: &[LogRecord]) -> Result<(), LogError> {
+        let mut life = self.life();
+        if let Some(error) = &life.ended {
+            return Err(error.clone());
+        }
+        life.appended += records.len() as u64;
+        self.disk().extend_from_slice(records);
+        Ok(())
+    }
+
+    fn stats(&self) -> LogStats {
+        LogStats { appended: self.life().appended, ..LogStats::default() }
+    }
+
+    async fn close(&self) -> Result<(), LogError> {
+        self.life().ended.get_or_insert(LogError::Closed);
+        Ok(())
+    }
+}

@@ -1,0 +1,108 @@
+//! `MemoryStore`: a sorted map behind one lock, with digests kept beside it.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::domain::{BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, Key, KeyedEntry};
+use crate::ports::{Merged, Store, StoreStats};
+
+/// A store in the simplest form that keeps the contract.
+pub struct MemoryStore(Mutex<Contents>);
+
+struct Contents {
+    entries: BTreeMap<Key, Entry>,
+    buckets: Vec<u64>,
+    digest: u64,
+    stats: StoreStats,
+}
+
+impl MemoryStore {
+    /// An empty store.
+    pub fn new() -> Self {
+        let (entries, buckets) = (BTreeMap::new(), vec![0; BUCKETS]);
+        Self(Mutex::new(Contents { entries, buckets, digest: 0, stats: StoreStats::default() }))
+    }
+
+    fn contents(&self) -> MutexGuard<'_, Contents> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Default for MemoryStore {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Store for MemoryStore {
+    fn get(&self, key: &Key) -> Option<Entry> {
+        self.contents().entries.get(key).cloned()
+    }
+
+    fn merge(&self, write: KeyedEntry) -> Merged {
+        let mut contents = self.contents();
+        match contents.entries.get(&write.key) {
+            Some(held) if *held == write.entry => return Merged::Unchanged,
+            Some(held) if held.supersedes(&write.entry) => {
+                return Merged::Superseded { by: held.version };
+            }
+            _ => {}
+        }
+        contents.count_in(&write.key, &write.entry);
+        let previous = contents.entries.insert(write.key.clone(), write.entry);
+        if let Some(previous) = &previous {
+            contents.count_out(&write.key, previous);
+        }
+        Merged::Applied { previous }
+    }
+
+    fn digest(&self) -> Digest {
+        Digest::from_u64(self.contents().digest)
+    }
+
+    fn bucket_digests(&self) -> Vec<u64> {
+        self.contents().buckets.clone()
+    }
+
+    fn keys_in(&self, buckets: &BucketSet) -> Vec<Key> {
+        let contents = self.contents();
+        let inside = contents.entries.keys().filter(|key| buckets.contains(Bucket::of(key)));
+        let mut keys: Vec<Key> = inside.cloned().collect();
+        keys.sort_by_key(Bucket::of);
+        keys
+    }
+
+    fn stats(&self) -> StoreStats {
+        self.contents().stats
+    }
+}
+
+impl Contents {
+    fn count_in(&mut self, key: &Key, entry: &Entry) {
+        self.flip(key, entry);
+        self.stats.payload_bytes += payload_bytes(key, entry);
+        *self.counter(entry) += 1;
+    }
+
+    fn count_out(&mut self, key: &Key, entry: &Entry) {
+        self.flip(key, entry);
+        self.stats.payload_bytes -= payload_bytes(key, entry);
+        *self.counter(entry) -= 1;
+    }
+
+    fn flip(&mut self, key: &Key, entry: &Entry) {
+        let print = Fingerprint::of(key, entry);
+        self.digest ^= print.hash;
+        if let Some(bucket) = self.buckets.get_mut(print.bucket.index()) {
+            *bucket ^= print.hash;
+        }
+    }
+
+    const fn counter(&mut self, entry: &Entry) -> &mut u64 {
+        if entry.is_tombstone() { &mut self.stats.tombstones } else { &mut self.stats.keys }
+    }
+}
+
+fn payload_bytes(key: &Key, entry: &Entry) -> u64 {
+    (key.as_str().len() + entry.value().map_or(0, |value| value.as_str().len())) as u64
+}

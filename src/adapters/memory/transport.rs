@@ -1,0 +1,213 @@
+//! `MemoryNetwork`: nodes of one process, and the ways between them.
+//!
+//! Calls are function calls; what can go wrong on a network can be made to: a node that is cut off
+//! (calls to and from it hang until their timeout, as with an unplugged cable), one that is gone
+//! (calls fail at once, as with a closed port).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+
+use crate::domain::{BucketSet, Digest, Entry, Key, KeyedEntry, NodeId};
+use crate::ports::{
+    Announcement, ApplyError, EntryStream, Origin, Peer, PeerError, PeerTransport, Refusal,
+    ReplicaApi, WriteReply,
+};
+
+/// A stream that does not begin within this time has timed out.
+const PULL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// The nodes of one process by address. A clone is the same network.
+#[derive(Clone, Default)]
+pub struct MemoryNetwork(Arc<Mutex<Topology>>);
+
+#[derive(Default)]
+struct Topology {
+    nodes: BTreeMap<String, Attached>,
+    cut_off: BTreeSet<String>,
+}
+
+#[derive(Clone)]
+struct Attached {
+    id: NodeId,
+    cluster: String,
+    replica: Arc<dyn ReplicaApi>,
+}
+
+impl MemoryNetwork {
+    /// A network without nodes.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Lets others reach a node at this address.
+    pub fn attach(&self, addr: &str, id: NodeId, cluster: &str, replica: Arc<dyn ReplicaApi>) {
+        let node = Attached { id, cluster: cluster.to_owned(), replica };
+        self.topology().nodes.insert(addr.to_owned(), node);
+    }
+
+    /// From now on nothing listens at this address.
+    pub fn detach(&self, addr: &str) {
+        self.topology().nodes.remove(addr);
+    }
+
+    /// From now on calls to and from this address hang.
+    pub fn cut_off(&self, addr: &str) {
+        self.topology().cut_off.insert(addr.to_owned());
+    }
+
+    /// Everybody reaches everybody again.
+    pub fn heal(&self) {
+        self.topology().cut_off.clear();
+    }
+
+    /// The network as the node at this address uses it, in the cluster of this name.
+    pub fn transport(&self, addr: &str, cluster: &str) -> Arc<dyn PeerTransport> {
+        let (from, cluster) = (addr.to_owned(), cluster.to_owned());
+        Arc::new(MemoryTransport { network: self.clone(), from, cluster })
+    }
+
+    fn topology(&self) -> MutexGuard<'_, Topology> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The network, seen from one node.
+struct MemoryTransport {
+    network: MemoryNetwork,
+    from: String,
+    cluster: String,
+}
+
+impl MemoryTransport {
+    /// Who is at an address, once the way there is open.
+    async fn reach(&self, addr: &str, timeout: Duration) -> Result<Attached, PeerError> {
+        if self.is_cut(addr) {
+            tokio::time::sleep(timeout).await;
+            return Err(PeerError::TimedOut);
+        }
+        let node = self.network.topology().nodes.get(addr).cloned();
+        node.ok_or_else(|| PeerError::Unreachable(format!("nothing listens at {addr}")))
+    }
+
+    /// The expected peer, which must be of this cluster.
+    async fn reach_peer(
+        &self,
+        peer: &Peer,
+        timeout: Duration,
+    ) -> Result<Arc<dyn ReplicaApi>, PeerError> {
+        let node = self.reach(&peer.addr, timeout).await?;
+        if node.cluster != self.cluster {
+            let (ours, theirs) = (node.cluster, self.cluster.clone());
+            return Err(Refusal::WrongCluster { ours, theirs }.into());
+        }
+        if node.id != peer.id {
+            return Err(Refusal::WrongNode { expected: peer.id, found: node.id }.into());
+        }
+        Ok(node.replica)
+    }
+
+    fn is_cut(&self, addr: &str) -> bool {
+        let topology = self.network.topology();
+        [addr, &self.from].iter().any(|end| topology.cut_off.contains(*end))
+    }
+}
+
+#[async_trait]
+impl PeerTransport for MemoryTransport {
+    async fn write(
+        &self,
+        peer: &Peer,
+        write: KeyedEntry,
+        timeout: Duration,
+    ) -> Result<WriteReply, PeerError> {
+        let replica = self.reach_peer(peer, timeout).await?;
+        let replies = apply(replica, vec![write], Origin::Replica, timeout).await?;
+        let reply = replies.into_iter().next().unwrap_or(Err(PeerError::TimedOut));
+        if self.is_cut(&peer.addr) { Err(PeerError::TimedOut) } else { reply }
+    }
+
+    async fn read(
+        &self,
+        peer: &Peer,
+        key: Key,
+        timeout: Duration,
+    ) -> Result<Option<Entry>, PeerError> {
+        Ok(self.reach_peer(peer, timeout).await?.read(&key))
+    }
+
+    async fn announce(
+        &self,
+        addr: &str,
+        announcement: Announcement,
+        timeout: Duration,
+    ) -> Result<Announcement, PeerError> {
+        let node = self.reach(addr, timeout).await?;
+        Ok(node.replica.announce(announcement).await?)
+    }
+
+    fn gossip(&self, addr: &str, packet: Vec<u8>) {
+        if !self.is_cut(addr) {
+            let node = self.network.topology().nodes.get(addr).cloned();
+            if let Some(node) = node {
+                node.replica.gossip(&packet);
+            }
+        }
+    }
+
+    async fn digest(&self, peer: &Peer, timeout: Duration) -> Result<Digest, PeerError> {
+        Ok(self.reach_peer(peer, timeout).await?.digest())
+    }
+
+    async fn bucket_digests(&self, peer: &Peer, timeout: Duration) -> Result<Vec<u64>, PeerError> {
+        Ok(self.reach_peer(peer, timeout).await?.bucket_digests())
+    }
+
+    async fn pull(
+        &self,
+        peer: &Peer,
+        buckets: BucketSet,
+    ) -> Result<Box<dyn EntryStream>, PeerError> {
+        Ok(self.reach_peer(peer, PULL_TIMEOUT).await?.pull(buckets).await)
+    }
+
+    async fn push(
+        &self,
+        peer: &Peer,
+        writes: Vec<KeyedEntry>,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        let replica = self.reach_peer(peer, timeout).await?;
+        let replies = apply(replica, writes, Origin::Sync, timeout).await?;
+        replies.into_iter().try_for_each(|reply| reply.map(|_| ()))
+    }
+
+    fn round_trip(&self, _peer: NodeId) -> Option<Duration> {
+        None
+    }
+
+    async fn close(&self) {}
+}
+
+/// Has a replica apply writes in a task of its own, since that must not be cut off; the caller
+/// waits no longer than the timeout.
+async fn apply(
+    replica: Arc<dyn ReplicaApi>,
+    writes: Vec<KeyedEntry>,
+    origin: Origin,
+    timeout: Duration,
+) -> Result<Vec<Result<WriteReply, PeerError>>, PeerError> {
+    #[expect(clippy::disallowed_methods, reason = "belongs to the peer, not to the calling node")]
+    let applied = tokio::spawn(async move { replica.apply(writes, origin).await });
+    match tokio::time::timeout(timeout, applied).await {
+        Ok(Ok(replies)) => Ok(replies.into_iter().map(|reply| reply.map_err(rejected)).collect()),
+        Ok(Err(_)) | Err(_) => Err(PeerError::TimedOut),
+    }
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "handed to map_err")]
+fn rejected(error: ApplyError) -> PeerError {
+    PeerError::Rejected(error.to_string())
+}

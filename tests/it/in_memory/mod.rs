@@ -1,0 +1,6 @@
+//! Whole nodes in one process, over the in-memory twins and paused time: how members find each
+//! other and become equal, scenario by scenario.
+
+mod convergence;
+mod joining;
+mod nodes;

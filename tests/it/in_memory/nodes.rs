@@ -1,0 +1,178 @@
+//! Nodes that can be crashed, restarted, wiped and cut off.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use lally::adapters::memory::{
+    ManualClock, MemoryBook, MemoryLog, MemoryNetwork, MemoryStore, TrustingDetector,
+};
+use lally::app::{Node, NodeParts, NodeSettings, claim_identity};
+use lally::domain::{
+    Digest, Entry, KeptData, Key, Liveness, MemberState, NodeId, QuorumSpec, Start, Timestamp,
+    Value,
+};
+use lally::ports::{Answer, ClientApi, ClientError, RequestOptions, Store};
+
+/// Wall time of every node at the start.
+const EPOCH: u64 = 1_700_000_000_000_000_000;
+
+/// What survives a crash of one node: its log and its book.
+pub struct Disk {
+    pub addr: String,
+    id: u64,
+    log: Arc<MemoryLog>,
+    book: Arc<MemoryBook>,
+}
+
+/// A running node.
+pub struct Running {
+    pub node: Node,
+    pub store: Arc<MemoryStore>,
+    pub detector: Arc<TrustingDetector>,
+}
+
+impl Disk {
+    /// The disk of a node that never ran.
+    pub fn new(id: u64) -> Self {
+        let (log, book) = (Arc::new(MemoryLog::default()), Arc::new(MemoryBook::default()));
+        Self { addr: format!("node-{id}:1"), id, log, book }
+    }
+
+    /// Starts the node on this disk.
+    pub async fn start(&self, network: &MemoryNetwork, seeds: &[&Self]) -> Running {
+        self.start_as(network, "lally", seeds, KeptData::All).await
+    }
+
+    /// Starts the node with an empty log.
+    pub async fn start_fresh(&mut self, network: &MemoryNetwork, seeds: &[&Self]) -> Running {
+        self.log = Arc::new(MemoryLog::default());
+        self.start_as(network, "lally", seeds, KeptData::None).await
+    }
+
+    /// Starts the node in a cluster of this name.
+    pub async fn start_as(
+        &self,
+        network: &MemoryNetwork,
+        cluster: &str,
+        seeds: &[&Self],
+        data: KeptData,
+    ) -> Running {
+        let claimed = claim_identity(self.book.as_ref(), cluster, NodeId::new(self.id)).await;
+        let (book, last_phase) = claimed.unwrap();
+        let mut settings = NodeSettings::new(cluster, &self.addr, "none:1");
+        settings.seeds = seeds.iter().map(|disk| disk.addr.clone()).collect();
+        settings.request_timeout = Duration::from_secs(1);
+        let knows_others = !settings.seeds.is_empty() || !book.members.is_empty();
+        let start = Start::decide(last_phase, data, knows_others);
+        let store = Arc::new(MemoryStore::new());
+        let detector = Arc::new(TrustingDetector::new());
+        let parts = NodeParts {
+            store: Arc::clone(&store) as _,
+            log: Arc::new(self.log.reopen()),
+            transport: network.transport(&self.addr, cluster),
+            detector: Arc::clone(&detector) as _,
+            book: Arc::clone(&self.book) as _,
+            clock: Arc::new(ManualClock::new(Timestamp::from_nanos(EPOCH))),
+            hooks: Vec::new(),
+        };
+        let node = Node::new(parts, settings, &book, start);
+        node.replay().await.unwrap();
+        network.attach(&self.addr, book.id, cluster, node.replica_api());
+        node.start();
+        Running { node, store, detector }
+    }
+}
+
+impl Running {
+    pub fn client(&self) -> Arc<dyn ClientApi> {
+        self.node.client_api()
+    }
+
+    pub async fn add(&self, key: &str, value: &str, quorum: &str) -> Result<Answer, ClientError> {
+        self.client().add(named(key), Value::new(value), with_quorum(quorum)).await
+    }
+
+    pub async fn remove(&self, key: &str, quorum: &str) -> Result<Answer, ClientError> {
+        self.client().remove(named(key), with_quorum(quorum)).await
+    }
+
+    /// The value of this node's own copy.
+    pub fn own(&self, key: &str) -> Option<String> {
+        self.store.get(&named(key)).as_ref().and_then(Entry::value).map(|v| v.as_str().to_owned())
+    }
+
+    pub fn digest(&self) -> Digest {
+        self.store.digest()
+    }
+
+    /// The states in which this node sees the others.
+    pub fn states(&self) -> Vec<MemberState> {
+        self.client().cluster().members.iter().map(|member| member.state).collect()
+    }
+
+    /// Waits until clients may come.
+    pub async fn ready(&self) {
+        eventually("the node is ready", || self.client().readiness().is_ok()).await;
+    }
+
+    /// Has this node believe that another is down, or back.
+    pub fn believe(&self, other: &Self, liveness: Liveness) {
+        self.detector.report(&other.client().cluster().node.member, liveness);
+    }
+
+    /// Stops gracefully.
+    pub async fn leave(self, network: &MemoryNetwork) {
+        let addr = self.client().cluster().node.member.grpc_addr;
+        self.node.leave().await;
+        network.detach(&addr);
+        self.node.close().await.unwrap();
+    }
+
+    /// Ends without a word. What was appended to the log survives.
+    pub fn crash(self, network: &MemoryNetwork) {
+        network.detach(&self.client().cluster().node.member.grpc_addr);
+        self.node.abandon();
+    }
+}
+
+/// Three whole members with quorums of one.
+pub async fn three(network: &MemoryNetwork) -> ([Disk; 3], [Running; 3]) {
+    let disks = [Disk::new(1), Disk::new(2), Disk::new(3)];
+    let one = disks[0].start(network, &[]).await;
+    one.ready().await;
+    let two = disks[1].start(network, &[&disks[0]]).await;
+    let three = disks[2].start(network, &[&disks[0]]).await;
+    two.ready().await;
+    three.ready().await;
+    let all = [one, two, three];
+    for node in &all {
+        let alive = [MemberState::Alive, MemberState::Alive];
+        eventually("everybody sees everybody", || node.states() == alive).await;
+    }
+    (disks, all)
+}
+
+/// Waits until all hold the same.
+pub async fn equal(nodes: &[&Running]) {
+    let same = || nodes.windows(2).all(|pair| pair[0].digest() == pair[1].digest());
+    eventually("all hold the same", same).await;
+}
+
+/// Waits for a fact; time is paused, so this costs none.
+pub async fn eventually(what: &str, fact: impl Fn() -> bool) {
+    for _ in 0..60_000 {
+        if fact() {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    panic!("not within a minute: {what}");
+}
+
+pub fn named(key: &str) -> Key {
+    Key::new(key).unwrap()
+}
+
+fn with_quorum(quorum: &str) -> RequestOptions {
+    RequestOptions { quorum: Some(quorum.parse::<QuorumSpec>().unwrap()), timeout: None }
+}
