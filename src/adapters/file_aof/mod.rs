@@ -1,1 +1,21 @@
-//! file_aof
+//! `FileAof`: the log as append-only files.
+//!
+//! * `format` is what a record looks like, `segment` what a file looks like.
+//! * `reader` reads a log back and tells a torn tail from a damaged middle.
+//! * `writer` is the thread that owns the file: group commit, sync policies, failing disks.
+//! * `install` copies another log into place.
+//! * `aof` puts them behind the `OpLog` port.
+//!
+//! `docs/log-format.md` describes the bytes for other programs.
+
+mod aof;
+mod disk;
+mod format;
+mod install;
+mod reader;
+mod segment;
+mod writer;
+
+pub use aof::{AofOptions, DEFAULT_QUEUE_BYTES, DEFAULT_QUEUE_WAIT, FileAof};
+pub use install::install_log;
+pub use writer::FsyncPolicy;

@@ -1,0 +1,227 @@
+//! Records: how one piece of the log is framed.
+//!
+//! A record on disk, all numbers little-endian:
+//!
+//! 1. payload length, `u32`
+//! 2. kind, `u8`: 1 = write, 2 = clock bound
+//! 3. flags, `u8`, 0
+//! 4. reserved, `u16`, 0
+//! 5. sequence, `u64`: rises by one from record to record, across segments
+//! 6. CRC32C of the segment's salt and fields 1 to 5, `u32`
+//! 7. payload (protobuf wire format)
+//! 8. CRC32C of the payload, `u32`
+//!
+//! The header has a checksum of its own, so that a damaged length is recognised as damage, not
+//! followed. The salt is a secret of the file: no value that a client stores can contain bytes that
+//! pass for a record. The sequence tells a record that is missing from one that never was.
+
+use prost::Message;
+use prost::encoding::{WireType, encode_key, encode_varint, key_len};
+
+use crate::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Value, Version};
+use crate::ports::LogRecord;
+
+/// Bytes before the payload.
+pub(super) const HEADER_BYTES: usize = 20;
+
+/// Bytes after the payload.
+pub(super) const TRAILER_BYTES: usize = 4;
+
+/// Longest payload: the largest value that can be configured, a key, and what frames them.
+pub(super) const MAX_PAYLOAD_BYTES: usize = (16 << 20) + 4_096;
+
+const KIND_WRITE: u8 = 1;
+const KIND_CLOCK_BOUND: u8 = 2;
+
+const FIELD_KEY: u32 = 1;
+const FIELD_TIMESTAMP: u32 = 2;
+const FIELD_NODE: u32 = 3;
+const FIELD_VALUE: u32 = 4;
+
+/// A record's header, verified.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Header {
+    pub(super) payload_bytes: usize,
+    pub(super) kind: u8,
+    pub(super) sequence: u64,
+}
+
+/// A payload as read: a write has all but perhaps the value, a clock bound only the timestamp.
+#[derive(Clone, PartialEq, Message)]
+struct Payload {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(fixed64, tag = "2")]
+    timestamp: u64,
+    #[prost(fixed64, tag = "3")]
+    node: u64,
+    /// Absent in a tombstone.
+    #[prost(string, optional, tag = "4")]
+    value: Option<String>,
+}
+
+/// Appends a record to `out`.
+pub(super) fn encode(record: &LogRecord, sequence: u64, salt: u64, out: &mut Vec<u8>) {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_BYTES]);
+    let kind = match record {
+        LogRecord::Write(write) => {
+            encode_write(write, out);
+            KIND_WRITE
+        }
+        LogRecord::ClockBound(bound) => {
+            encode_fixed64(FIELD_TIMESTAMP, bound.as_nanos(), out);
+            KIND_CLOCK_BOUND
+        }
+    };
+    let payload = out.get(start + HEADER_BYTES..).unwrap_or_default();
+    let (payload_bytes, payload_crc) = (payload.len(), crc32c::crc32c(payload));
+    out.extend_from_slice(&payload_crc.to_le_bytes());
+    let header = encode_header(Header { payload_bytes, kind, sequence }, salt);
+    if let Some(place) = out.get_mut(start..start + HEADER_BYTES) {
+        place.copy_from_slice(&header);
+    }
+}
+
+/// The header in these bytes, if they are one.
+pub(super) fn decode_header(bytes: &[u8; HEADER_BYTES], salt: u64) -> Option<Header> {
+    let payload_bytes = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
+    let sequence = u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?);
+    let header = Header { payload_bytes, kind: *bytes.get(4)?, sequence };
+    // Cheap refusals first: the search for records behind a damage tries every offset.
+    let plausible = matches!(header.kind, KIND_WRITE | KIND_CLOCK_BOUND)
+        && payload_bytes <= MAX_PAYLOAD_BYTES
+        && bytes.get(5..8) == Some(&[0; 3]);
+    (plausible && encode_header(header, salt) == *bytes).then_some(header)
+}
+
+/// The record with this header and payload. The checksum was verified; what can still be wrong is
+/// what wrote it.
+pub(super) fn decode_payload(kind: u8, payload: &[u8]) -> Result<LogRecord, String> {
+    let payload = Payload::decode(payload).map_err(|error| error.to_string())?;
+    let timestamp = Timestamp::from_nanos(payload.timestamp);
+    if kind == KIND_CLOCK_BOUND {
+        return Ok(LogRecord::ClockBound(timestamp));
+    }
+    let key = Key::new(&payload.key).map_err(|error| error.to_string())?;
+    let version = Version::new(timestamp, NodeId::new(payload.node));
+    let entry = match payload.value {
+        Some(value) => Entry::live(version, Value::new(&value)),
+        None => Entry::tombstone(version),
+    };
+    Ok(LogRecord::Write(KeyedEntry::new(key, entry)))
+}
+
+/// The largest size of a record on disk.
+pub(super) fn max_encoded_bytes(record: &LogRecord) -> usize {
+    const FIXED_FIELDS: usize = 64;
+    let payload = match record {
+        LogRecord::Write(write) => write.payload_bytes(),
+        LogRecord::ClockBound(_) => 0,
+    };
+    HEADER_BYTES + FIXED_FIELDS + payload + TRAILER_BYTES
+}
+
+fn encode_header(header: Header, salt: u64) -> [u8; HEADER_BYTES] {
+    let mut bytes = [0; HEADER_BYTES];
+    let payload_bytes = u32::try_from(header.payload_bytes).unwrap_or(u32::MAX);
+    let (fields, crc) = bytes.split_at_mut(HEADER_BYTES - 4);
+    let (length, rest) = fields.split_at_mut(4);
+    length.copy_from_slice(&payload_bytes.to_le_bytes());
+    if let Some(kind) = rest.first_mut() {
+        *kind = header.kind;
+    }
+    if let Some(sequence) = rest.get_mut(4..) {
+        sequence.copy_from_slice(&header.sequence.to_le_bytes());
+    }
+    let salted = crc32c::crc32c(&salt.to_le_bytes());
+    crc.copy_from_slice(&crc32c::crc32c_append(salted, fields).to_le_bytes());
+    bytes
+}
+
+/// As [`Payload`] would be, without copying the texts into one first.
+fn encode_write(write: &KeyedEntry, out: &mut Vec<u8>) {
+    let value = write.entry.value().map(Value::as_str);
+    out.reserve(write.payload_bytes() + 4 * key_len(FIELD_VALUE) + 32);
+    encode_text(FIELD_KEY, write.key.as_str(), out);
+    encode_fixed64(FIELD_TIMESTAMP, write.entry.version.timestamp.as_nanos(), out);
+    encode_fixed64(FIELD_NODE, write.entry.version.node.as_u64(), out);
+    if let Some(value) = value {
+        encode_text(FIELD_VALUE, value, out);
+    }
+}
+
+fn encode_text(field: u32, text: &str, out: &mut Vec<u8>) {
+    encode_key(field, WireType::LengthDelimited, out);
+    encode_varint(text.len() as u64, out);
+    out.extend_from_slice(text.as_bytes());
+}
+
+fn encode_fixed64(field: u32, number: u64, out: &mut Vec<u8>) {
+    encode_key(field, WireType::SixtyFourBit, out);
+    out.extend_from_slice(&number.to_le_bytes());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::{ProptestConfig, any, prop_assert, prop_assert_eq, proptest};
+
+    fn decode(bytes: &[u8], salt: u64) -> (Header, LogRecord) {
+        let header = decode_header(bytes.first_chunk().unwrap(), salt).unwrap();
+        let payload = &bytes[HEADER_BYTES..HEADER_BYTES + header.payload_bytes];
+        let crc = &bytes[HEADER_BYTES + header.payload_bytes..];
+        assert_eq!(crc, crc32c::crc32c(payload).to_le_bytes());
+        (header, decode_payload(header.kind, payload).unwrap())
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn a_record_survives_its_bytes(
+            key in ".{1,40}", value in proptest::option::of(".{0,200}"),
+            time in any::<u64>(), node in any::<u64>(), sequence in any::<u64>(), salt in any::<u64>()
+        ) {
+            let version = Version::new(Timestamp::from_nanos(time), NodeId::new(node));
+            let entry = value.map_or(Entry::tombstone(version), |v| Entry::live(version, Value::new(&v)));
+            let record = LogRecord::Write(KeyedEntry::new(Key::new(&key).unwrap(), entry));
+            for record in [record, LogRecord::ClockBound(version.timestamp)] {
+                let mut bytes = Vec::new();
+                encode(&record, sequence, salt, &mut bytes);
+                let (header, decoded) = decode(&bytes, salt);
+                prop_assert_eq!(&decoded, &record);
+                prop_assert_eq!(header.sequence, sequence);
+                prop_assert!(bytes.len() <= max_encoded_bytes(&record));
+            }
+        }
+
+        #[test]
+        fn no_bytes_make_the_payload_reader_panic(kind in 1u8..3, bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            drop(decode_payload(kind, &bytes));
+        }
+    }
+
+    #[test]
+    fn an_empty_value_is_not_a_removal() {
+        let version = Version::new(Timestamp::from_nanos(1), NodeId::new(1));
+        let empty = Entry::live(version, Value::new(""));
+        let record = LogRecord::Write(KeyedEntry::new(Key::new("k").unwrap(), empty));
+        let mut bytes = Vec::new();
+        encode(&record, 1, 2, &mut bytes);
+        assert_eq!(decode(&bytes, 2).1, record);
+    }
+
+    #[test]
+    fn a_record_of_another_file_is_not_one_of_this() {
+        let mut bytes = Vec::new();
+        encode(&LogRecord::ClockBound(Timestamp::ZERO), 1, 2, &mut bytes);
+        assert_eq!(decode_header(bytes.first_chunk().unwrap(), 3), None);
+    }
+
+    #[test]
+    fn a_length_beyond_every_limit_is_refused() {
+        let header = Header { payload_bytes: MAX_PAYLOAD_BYTES + 1, kind: KIND_WRITE, sequence: 1 };
+        assert_eq!(decode_header(&encode_header(header, 2), 2), None);
+    }
+}

@@ -1,0 +1,263 @@
+//! Reading a log back.
+//!
+//! What does not verify is one of two things. At the end of the last segment, with nothing readable
+//! after it, it is a **torn tail**: the rest of a write that a crash interrupted, never
+//! acknowledged. Anywhere else it is **damage**: something acknowledged is unreadable, and cutting
+//! there would lose everything after it. So before a tail is called torn, the rest of the file is
+//! searched for a record that verifies and comes later.
+//!
+//! Caveat: the damage of the very last record cannot be told from a torn write of it.
+
+use std::fs::File;
+use std::io::{self, BufReader, Read};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::ports::{LogError, LogRecord, Replayed};
+
+use super::format::{HEADER_BYTES, Header, TRAILER_BYTES, decode_header, decode_payload};
+use super::segment::{SegmentHeader, failed, max_header_bytes};
+
+/// Bytes read from the file at a time.
+const BUFFER_BYTES: usize = 256 * 1_024;
+
+/// Bytes searched at a time for records behind a damage.
+const WINDOW_BYTES: usize = 1 << 20;
+
+/// How often a long replay says how far it is.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+
+/// Where the records of a segment end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct End {
+    pub(super) path: PathBuf,
+    /// `None`: not even the file header was written completely.
+    pub(super) header: Option<SegmentHeader>,
+    /// Bytes up to the end of the last record that verifies.
+    pub(super) good_bytes: u64,
+    /// Bytes after that: a torn tail.
+    pub(super) torn_bytes: u64,
+    /// The sequence of the next record.
+    pub(super) next_sequence: u64,
+}
+
+/// Reads all segments, in order, and changes nothing on disk. `None` when there are none.
+pub(super) fn read_all(
+    segments: &[PathBuf],
+    cluster: &str,
+    mut visit: impl FnMut(LogRecord),
+) -> Result<Option<(Replayed, End)>, LogError> {
+    let total_bytes: u64 = segments.iter().filter_map(|path| path.metadata().ok()).map(|m| m.len()).sum();
+    let mut progress = Progress::new(total_bytes);
+    let mut last: Option<End> = None;
+    for path in segments {
+        if let Some(before) = &last
+            && before.torn_bytes > 0
+        {
+            let reason = "unreadable, although later segments follow";
+            return Err(corrupt(&before.path, before.good_bytes, reason));
+        }
+        let expected = last.as_ref().map(|end| end.next_sequence);
+        last = Some(read_segment(path, cluster, expected, &mut progress, &mut visit)?);
+    }
+    Ok(last.map(|end| (Replayed { cut_bytes: end.torn_bytes, ..progress.replayed }, end)))
+}
+
+fn read_segment(
+    path: &Path,
+    cluster: &str,
+    expected_sequence: Option<u64>,
+    progress: &mut Progress,
+    visit: &mut impl FnMut(LogRecord),
+) -> Result<End, LogError> {
+    let file = File::open(path).map_err(|error| failed(path, &error))?;
+    let length = file.metadata().map_err(|error| failed(path, &error))?.len();
+    let Some(header) = read_header(path, &file, cluster)? else {
+        let next_sequence = expected_sequence.unwrap_or(1);
+        let (path, header) = (path.to_owned(), None);
+        return Ok(End { path, header, good_bytes: 0, torn_bytes: length, next_sequence });
+    };
+    if expected_sequence.is_some_and(|expected| expected != header.first_sequence) {
+        return Err(corrupt(path, 0, "the segment before this one is missing or incomplete"));
+    }
+    let mut records = Records::new(path, &file, &header)?;
+    while let Some(record) = records.next()? {
+        progress.count(records.offset);
+        visit(record);
+    }
+    let end = End {
+        path: path.to_owned(),
+        good_bytes: records.offset,
+        torn_bytes: length.saturating_sub(records.offset),
+        next_sequence: records.sequence,
+        header: Some(header),
+    };
+    if end.torn_bytes > 0 {
+        refuse_damage(&file, &end)?;
+    }
+    progress.finish_segment(end.good_bytes);
+    Ok(end)
+}
+
+/// The file's header; `None` if the crash that interrupted its creation left less than one.
+fn read_header(path: &Path, file: &File, cluster: &str) -> Result<Option<SegmentHeader>, LogError> {
+    let mut bytes = Vec::with_capacity(max_header_bytes());
+    let mut start = file.take(max_header_bytes() as u64);
+    start.read_to_end(&mut bytes).map_err(|error| failed(path, &error))?;
+    if bytes.iter().all(|byte| *byte == 0) {
+        return Ok(None);
+    }
+    let header = SegmentHeader::decode(&bytes).map_err(|reason| corrupt(path, 0, &reason))?;
+    if header.cluster != cluster {
+        let theirs = &header.cluster;
+        let reason = format!("it belongs to the cluster {theirs:?}, not to {cluster:?}");
+        return Err(corrupt(path, 0, &reason));
+    }
+    Ok(Some(header))
+}
+
+/// Looks for a record behind the end that verifies and comes later: then the end is damage.
+fn refuse_damage(file: &File, end: &End) -> Result<(), LogError> {
+    let Some(header) = &end.header else { return Ok(()) };
+    let io_failed = |error| failed(&end.path, &error);
+    let mut window = vec![0; WINDOW_BYTES];
+    let mut offset = end.good_bytes + 1;
+    loop {
+        let read = read_at_most(file, &mut window, offset).map_err(io_failed)?;
+        let Some(candidates) = window.get(..read).filter(|w| w.len() >= HEADER_BYTES) else {
+            return Ok(());
+        };
+        for (i, bytes) in candidates.windows(HEADER_BYTES).enumerate() {
+            let found = bytes.first_chunk().and_then(|bytes| decode_header(bytes, header.salt));
+            let at = offset + i as u64;
+            if let Some(found) = found.filter(|found| found.sequence >= end.next_sequence)
+                && payload_verifies(file, at, found).map_err(io_failed)?
+            {
+                let reason = format!(
+                    "unreadable, although intact records follow from byte {at}; `--replay-log` an intact copy, or `--fresh` to start empty and get the data from the other members (the log is moved aside, not deleted)"
+                );
+                return Err(corrupt(&end.path, end.good_bytes, &reason));
+            }
+        }
+        offset += (read - HEADER_BYTES + 1) as u64;
+    }
+}
+
+fn payload_verifies(file: &File, offset: u64, header: Header) -> io::Result<bool> {
+    let mut bytes = vec![0; header.payload_bytes + TRAILER_BYTES];
+    let read = read_at_most(file, &mut bytes, offset + HEADER_BYTES as u64)?;
+    Ok(read == bytes.len() && checksum_matches(&bytes))
+}
+
+fn read_at_most(file: &File, into: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
+}
+
+/// The records of a segment, up to the first that does not verify.
+struct Records<'a> {
+    path: &'a Path,
+    input: BufReader<&'a File>,
+    salt: u64,
+    /// End of the last record that verified.
+    offset: u64,
+    /// Sequence of the next record.
+    sequence: u64,
+    payload: Vec<u8>,
+}
+
+impl<'a> Records<'a> {
+    fn new(path: &'a Path, file: &'a File, header: &SegmentHeader) -> Result<Self, LogError> {
+        use std::io::Seek;
+        let offset = header.bytes() as u64;
+        let mut input = BufReader::with_capacity(BUFFER_BYTES, file);
+        input.seek(io::SeekFrom::Start(offset)).map_err(|error| failed(path, &error))?;
+        let (salt, sequence) = (header.salt, header.first_sequence);
+        Ok(Self { path, input, salt, offset, sequence, payload: Vec::new() })
+    }
+
+    fn next(&mut self) -> Result<Option<LogRecord>, LogError> {
+        let mut header = [0; HEADER_BYTES];
+        if !self.fill(&mut header)? {
+            return Ok(None);
+        }
+        let Some(header) = decode_header(&header, self.salt) else { return Ok(None) };
+        // The length is covered by the header's checksum and bounded: safe to allocate.
+        let mut payload = std::mem::take(&mut self.payload);
+        payload.resize(header.payload_bytes + TRAILER_BYTES, 0);
+        let verified = self.fill(&mut payload)? && checksum_matches(&payload);
+        self.payload = payload;
+        if !verified {
+            return Ok(None);
+        }
+        if header.sequence != self.sequence {
+            let (found, expected) = (header.sequence, self.sequence);
+            let reason = format!("record {found} stands where record {expected} belongs");
+            return Err(corrupt(self.path, self.offset, &reason));
+        }
+        let payload = self.payload.get(..header.payload_bytes).unwrap_or_default();
+        let record = decode_payload(header.kind, payload)
+            .map_err(|reason| corrupt(self.path, self.offset, &reason))?;
+        self.offset += (HEADER_BYTES + header.payload_bytes + TRAILER_BYTES) as u64;
+        self.sequence += 1;
+        Ok(Some(record))
+    }
+
+    /// Whether there were enough bytes.
+    fn fill(&mut self, into: &mut [u8]) -> Result<bool, LogError> {
+        match self.input.read_exact(into) {
+            Ok(()) => Ok(true),
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => Ok(false),
+            Err(error) => Err(failed(self.path, &error)),
+        }
+    }
+}
+
+fn checksum_matches(payload_and_crc: &[u8]) -> bool {
+    payload_and_crc
+        .split_last_chunk()
+        .is_some_and(|(payload, crc)| crc32c::crc32c(payload) == u32::from_le_bytes(*crc))
+}
+
+fn corrupt(path: &Path, offset: u64, reason: &str) -> LogError {
+    LogError::Corrupt { file: path.display().to_string(), offset, reason: reason.to_owned() }
+}
+
+/// Counts, and reports on long replays.
+struct Progress {
+    replayed: Replayed,
+    finished_bytes: u64,
+    total_bytes: u64,
+    next_report: Instant,
+}
+
+impl Progress {
+    fn new(total_bytes: u64) -> Self {
+        let next_report = Instant::now() + PROGRESS_EVERY;
+        Self { replayed: Replayed::default(), finished_bytes: 0, total_bytes, next_report }
+    }
+
+    fn count(&mut self, offset: u64) {
+        self.replayed.records += 1;
+        // Asking for the time costs more than reading a small record.
+        if self.replayed.records.is_multiple_of(1_024) && Instant::now() >= self.next_report {
+            self.next_report = Instant::now() + PROGRESS_EVERY;
+            let percent = (self.finished_bytes + offset) * 100 / self.total_bytes.max(1);
+            tracing::info!(percent, records = self.replayed.records, "replaying the log");
+        }
+    }
+
+    const fn finish_segment(&mut self, bytes: u64) {
+        self.finished_bytes += bytes;
+        self.replayed.bytes += bytes;
+    }
+}
