@@ -8,7 +8,7 @@ use std::net::{IpAddr, Ipv6Addr};
 use std::str::FromStr;
 use std::time::Duration;
 
-use figment::value::Value;
+use figment::value::{Num, Value};
 
 /// How much of a wrong value is quoted.
 const MAX_QUOTED_CHARS: usize = 60;
@@ -68,7 +68,7 @@ pub(super) fn shown(value: &Value) -> String {
         Value::Char(_, c) => quoted(&c.to_string()),
         Value::Bool(_, b) => b.to_string(),
         Value::Num(..) => {
-            let number = value.to_num().and_then(|n| n.to_i128());
+            let number = value.to_num().and_then(Num::to_i128);
             let number = number.map(|n| n.to_string());
             let number = number.or_else(|| value.to_u128().map(|n| n.to_string()));
             number.or_else(|| value.to_f64().map(|n| n.to_string())).unwrap_or_default()
@@ -95,7 +95,7 @@ pub(super) fn text(value: &Value) -> Result<&str, Wrong> {
 }
 
 pub(super) fn integer(value: &Value) -> Result<u64, Wrong> {
-    let number = value.to_num().and_then(figment::value::Num::to_u128_lossy);
+    let number = value.to_num().and_then(Num::to_u128_lossy);
     let number = number.and_then(|n| u64::try_from(n).ok());
     number.ok_or_else(|| format!("{} is not a whole number in this range", shown(value)))
 }

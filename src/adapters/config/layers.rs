@@ -3,6 +3,7 @@
 //! Every layer is checked on its own before the next one covers it: a mistake in the file is
 //! refused also where a flag overrules it, since it would come to light on another day.
 
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
@@ -39,12 +40,17 @@ fn parse_beside(
     env: Vec<(String, String)>,
 ) -> Result<Config, ConfigExit> {
     let flags = cli::read(args)?;
+    // Of a variable that is there twice, the later one counts, as in a shell.
+    let env = env.into_iter().filter(|(_, value)| !value.is_empty()).collect();
     Ok(merge(default_file, flags, &env)?)
 }
 
 type Texts = Vec<(&'static KeySpec, String)>;
 
-fn merge(default_file: &Path, flags: Texts, env: &[(String, String)]) -> Result<Config, Refused> {
+/// Without empty variables: they count as absent, since some orchestrators cannot leave one out.
+type Env = BTreeMap<String, String>;
+
+fn merge(default_file: &Path, flags: Texts, env: &Env) -> Result<Config, Refused> {
     let variables = variables(env);
     let file = chosen_file(default_file, &flags, &variables);
     let mut layers = vec![Layer::texts(Place::Default, defaults())];
@@ -189,12 +195,11 @@ fn known(name: &serde_yaml::Value) -> Result<&'static KeySpec, String> {
     if let Some(key) = KeySpec::find(name).filter(|key| key.name != CONFIG) {
         return Ok(key);
     }
-    let hint = match KeySpec::nearest(name).filter(|key| key.name != CONFIG) {
-        Some(key) => format!("did you mean {}?", key.name),
-        None => {
-            let names = KEYS.iter().map(|key| key.name).filter(|name| *name != CONFIG);
-            format!("expected one of {}", names.collect::<Vec<_>>().join(", "))
-        }
+    let hint = if let Some(key) = KeySpec::nearest(name).filter(|key| key.name != CONFIG) {
+        format!("did you mean {}?", key.name)
+    } else {
+        let names = KEYS.iter().map(|key| key.name).filter(|name| *name != CONFIG);
+        format!("expected one of {}", names.collect::<Vec<_>>().join(", "))
     };
     Err(format!("unknown key {}; {hint}", forms::quoted(name)))
 }
@@ -203,32 +208,26 @@ fn defaults() -> Texts {
     KEYS.iter().filter_map(|key| Some((key, key.default?.to_owned()))).collect()
 }
 
-/// Known variables only: orchestrators inject `LALLY_PORT` and the like for a service's name. An
-/// empty variable counts as absent, since some of them cannot leave one out.
-fn variables(env: &[(String, String)]) -> Texts {
-    let value = |key: &KeySpec| lookup(env, &key.variable());
+/// Known variables only: orchestrators inject `LALLY_PORT` and the like for a service's name.
+fn variables(env: &Env) -> Texts {
+    let value = |key: &KeySpec| env.get(&key.variable());
     KEYS.iter().filter_map(|key| Some((key, value(key)?.to_owned()))).collect()
 }
 
 /// `RUST_LOG` is not ours alone: what it may say is what `tracing_subscriber` reads in it, where a
 /// bare word that is no level is a module, logged in full. Written out, it fits our stricter form.
-fn rust_log(env: &[(String, String)]) -> Texts {
+fn rust_log(env: &Env) -> Texts {
     let spelt_out = |part: &str| {
         let bare = !part.is_empty() && !part.contains('=') && !forms::is_level(part);
         if bare { format!("{part}=trace") } else { part.to_owned() }
     };
-    let text = lookup(env, RUST_LOG).map(|text| {
+    let text = env.get(RUST_LOG).map(|text| {
         if text.contains('[') {
             return text.to_owned();
         }
         text.split(',').map(str::trim).map(spelt_out).collect::<Vec<_>>().join(",")
     });
     KeySpec::find(LOG_LEVEL).zip(text).into_iter().collect()
-}
-
-fn lookup<'a>(env: &'a [(String, String)], variable: &str) -> Option<&'a str> {
-    let found = env.iter().rev().find(|(name, _)| name == variable);
-    found.map(|(_, value)| value.as_str()).filter(|value| !value.is_empty())
 }
 
 fn is_absent(text: &str) -> bool {
@@ -415,7 +414,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         let mut yaml = String::new();
         for (name, text) in settings {
             let key = KeySpec::find(name).unwrap();
-            yaml.push_str(&format!("{name}: {text}\n"));
+            yaml.extend([name, ": ", text, "\n"]);
             variables = variables.env(&key.variable(), text);
             flags = flags.args(&[&format!("--{}={text}", key.flag)]);
         }
@@ -471,6 +470,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         let layers = layers();
         std::fs::create_dir(layers.path("lally.yml")).unwrap();
         assert_says(&layers.refused(), &["lally.yml", "is a directory"]);
+        let endless = "#".repeat(1_024 * 1_024 + 1);
         for (content, says) in [
             (&b"\xff\xfe"[..], "not UTF-8"),
             (b"- a\n- b\n", "not a mapping"),
@@ -479,7 +479,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
             (b"http_port: 1\nhttp_port: 1\n", "duplicate entry"),
             (b"http_port: 1\n---\nhttp_port: 2\n", "not valid YAML"),
             (b"5: x\n", "a key is not a text"),
-            (&[b'#'; 1_024 * 1_024 + 1], "longer than"),
+            (endless.as_bytes(), "longer than"),
         ] {
             assert_says(&file(content).refused(), &["lally.yml", says]);
         }

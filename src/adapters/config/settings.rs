@@ -23,6 +23,9 @@ const MAX_VALUE_BYTES: u64 = 16 * MIB;
 /// JSON may need six bytes for one of a value.
 const MAX_BODY_BYTES: u64 = 128 * MIB;
 
+/// Unless values may be longer than half of it.
+const DEFAULT_BODY_BYTES: usize = 2 * 1_024 * 1_024;
+
 const MAX_WORKER_THREADS: u64 = 1_024;
 
 /// The settings of a node.
@@ -100,7 +103,7 @@ impl Config {
         let from = Reader(figment);
         let max_value_bytes = from.required("max_value_bytes", |v| size(v, 1, MAX_VALUE_BYTES))?;
         let max_body_bytes = from.optional("max_body_bytes", |v| size(v, KIB, MAX_BODY_BYTES))?;
-        let default_body_bytes = (2 * MIB as usize).max(2 * max_value_bytes);
+        let default_body_bytes = DEFAULT_BODY_BYTES.max(2 * max_value_bytes);
         Ok(Self {
             config_file,
             fresh: from.required("fresh", forms::switch)?,
