@@ -80,7 +80,8 @@ pub(super) fn shown(value: &Value) -> String {
 }
 
 pub(super) fn switch(value: &Value) -> Result<bool, Wrong> {
-    value.to_bool().ok_or_else(|| format!("{} is no truth value", shown(value)))
+    let wrong = || unquoted::<bool>(value, "truth value");
+    value.to_bool().ok_or_else(wrong)
 }
 
 pub(super) fn text(value: &Value) -> Result<&str, Wrong> {
@@ -97,7 +98,10 @@ pub(super) fn text(value: &Value) -> Result<&str, Wrong> {
 pub(super) fn integer(value: &Value) -> Result<u64, Wrong> {
     let number = value.to_num().and_then(Num::to_u128_lossy);
     let number = number.and_then(|n| u64::try_from(n).ok());
-    number.ok_or_else(|| format!("{} is not a whole number in this range", shown(value)))
+    number.ok_or_else(|| match value {
+        Value::Num(..) => format!("{} is not a whole number in this range", shown(value)),
+        _ => unquoted::<u64>(value, "whole number"),
+    })
 }
 
 pub(super) fn in_range<T: PartialOrd + Copy>(n: T, min: T, max: T, v: &Value) -> Result<T, Wrong> {
@@ -204,6 +208,17 @@ pub(super) fn quoted(text: &str) -> String {
     if chars.next().is_some() { format!("{start:?}...") } else { format!("{start:?}") }
 }
 
+/// Says that a value is not of this kind. Outside YAML, a text that reads as one has become one;
+/// if it is still a text, it was in quotes.
+fn unquoted<T: FromStr>(value: &Value, kind: &str) -> Wrong {
+    match value {
+        Value::String(_, text) if text.parse::<T>().is_ok() => {
+            format!("{} is a text, because of its quotes, and not a {kind}", quoted(text))
+        }
+        _ => format!("{} is not a {kind}", shown(value)),
+    }
+}
+
 fn split(text: &str) -> impl Iterator<Item = &str> {
     text.split(',').map(str::trim)
 }
@@ -249,6 +264,9 @@ fn split_port(text: &str) -> Result<(&str, Option<&str>), Wrong> {
         };
     }
     match text.rsplit_once(':') {
+        Some(_) if text.contains('/') => {
+            Err(format!("{} has no valid host: this is no place for a URL", quoted(text)))
+        }
         Some((host, _)) if host.contains(':') => {
             Err(format!("{} is ambiguous: an IPv6 address goes in brackets", quoted(text)))
         }
@@ -335,7 +353,7 @@ mod tests {
             ("10.0.1:1", "no valid host"),
             ("a b:1", "no valid host"),
             ("a..b:1", "no valid host"),
-            ("http://host:1", "brackets"),
+            ("http://host:1", "URL"),
             ("0.0.0.0:1", "not the address of one host"),
             ("[::]:1", "not the address of one host"),
             ("224.0.0.1:1", "not the address of one host"),

@@ -225,8 +225,7 @@ fn quorum(value: &Value) -> Result<QuorumSpec, Wrong> {
     match value {
         Value::String(_, text) if text == "majority" => Ok(QuorumSpec::Majority),
         Value::String(_, text) if text == "all" => Ok(QuorumSpec::All),
-        Value::Num(..) => forms::integer(value)?.to_string().parse().map_err(|_| wrong()),
-        _ => Err(wrong()),
+        _ => forms::integer(value)?.to_string().parse().map_err(|_| wrong()),
     }
 }
 

@@ -63,7 +63,7 @@ pub(super) enum Call {
 impl Call {
     const ALL: [Self; 5] = [Self::Get, Self::Add, Self::Remove, Self::Nodes, Self::Other];
 
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Get => "get",
             Self::Add => "add",
@@ -97,7 +97,7 @@ impl Outcome {
         }
     }
 
-    const fn as_str(self) -> &'static str {
+    pub(super) const fn as_str(self) -> &'static str {
         match self {
             Self::Success => "success",
             Self::Partial => "partial",
@@ -116,6 +116,8 @@ pub(super) struct Metrics {
     pub(super) connections: AtomicUsize,
     /// Connections closed at once because there were too many.
     pub(super) connections_refused: AtomicU64,
+    /// Connections that could not be accepted, for want of file descriptors for instance.
+    pub(super) accept_failures: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -255,6 +257,7 @@ impl Scrape {
     fn encode_counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let stats = self.api.stats();
         let refused = self.metrics.connections_refused.load(Ordering::Relaxed);
+        let failures = self.metrics.accept_failures.load(Ordering::Relaxed);
         for (name, help, value) in [
             ("log_appended_records", "Records appended to the log", stats.log.appended),
             ("log_syncs", "Times the log was forced to disk", stats.log.syncs),
@@ -265,6 +268,7 @@ impl Scrape {
             ("hook_drops", "Hook calls dropped, the hook being slow", stats.hook_drops),
             ("hook_panics", "Hook calls that panicked", stats.hook_panics),
             ("http_connections_refused", "Connections above the limit", refused),
+            ("http_accept_failures", "Connections that could not be accepted", failures),
         ] {
             encoder
                 .encode_descriptor(name, help, None, MetricType::Counter)?

@@ -60,7 +60,14 @@ impl Front {
         };
         let (outcome, response) = result
             .unwrap_or_else(|refusal| (Outcome::Refused(refusal.code), render::refusal(&refusal)));
-        self.metrics.record(call, outcome, started.elapsed());
+        let took = started.elapsed();
+        self.metrics.record(call, outcome, took);
+        tracing::debug!(
+            call = call.as_str(),
+            status = outcome.as_str(),
+            micros = took.as_micros(),
+            "request answered"
+        );
         response
     }
 }

@@ -4,6 +4,7 @@ use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use axum_server::Handle;
 use tokio_util::sync::CancellationToken;
@@ -36,12 +37,14 @@ pub async fn serve(
 ) -> io::Result<()> {
     let metrics = Arc::new(Metrics::default());
     let router = routes::router(api, options, Arc::clone(&metrics));
+    let accepting = Arc::clone(&metrics);
     let handle = Handle::<SocketAddr>::new();
     let _closed_at_the_latest = CloseOnDrop(handle.clone());
 
     let mut server = axum_server::from_tcp(listener)?
         .acceptor(Limit::new(options.max_connections, metrics))
         .handle(handle.clone())
+        .accept_error_handler(move |client, error| report_accept_error(&accepting, client, error))
         // The timeout below begins with the previous response, so it has to allow for idle
         // connections; this one keeps a new connection from sending its head drop by drop.
         .first_request_timeout(options.header_read_timeout)
@@ -59,6 +62,19 @@ pub async fn serve(
         () = stop.cancelled() => handle.graceful_shutdown(Some(options.drain)),
     }
     serving.await
+}
+
+/// Without a client it is the listener that fails, twenty times a second for as long as there are
+/// no file descriptors, say: every doubling of the count is reported. With a client it is a
+/// connection above the limit, which has been counted, or one that was gone before it began.
+fn report_accept_error(metrics: &Metrics, client: Option<&SocketAddr>, error: &io::Error) {
+    if client.is_some() {
+        return;
+    }
+    let failures = metrics.accept_failures.fetch_add(1, Ordering::Relaxed) + 1;
+    if failures.is_power_of_two() {
+        tracing::warn!(%error, failures, "clients' connections cannot be accepted");
+    }
 }
 
 struct CloseOnDrop(Handle<SocketAddr>);
