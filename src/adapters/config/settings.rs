@@ -1,0 +1,295 @@
+//! The settings of a node, typed, and the rules between them.
+
+use std::net::IpAddr;
+use std::num::NonZeroUsize;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use figment::value::Value;
+use figment::{Figment, Profile};
+
+use crate::domain::QuorumSpec;
+
+use super::errors::Refused;
+use super::forms::{self, AdvertiseAddr, SeedAddr, Wrong};
+use super::keys::{KNOWN_HOOKS, KeySpec};
+
+const KIB: u64 = 1_024;
+const MIB: u64 = 1_024 * KIB;
+
+/// Longest value that any configuration allows: it has to fit messages, frames and buffers.
+const MAX_VALUE_BYTES: u64 = 16 * MIB;
+
+/// JSON may need six bytes for one of a value.
+const MAX_BODY_BYTES: u64 = 128 * MIB;
+
+/// Unless values may be longer than half of it.
+const DEFAULT_BODY_BYTES: usize = 2 * 1_024 * 1_024;
+
+const MAX_WORKER_THREADS: u64 = 1_024;
+
+/// The settings of a node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// The file that was read, if any.
+    pub config_file: Option<PathBuf>,
+    /// Start with an empty log, the old one moved aside.
+    pub fresh: bool,
+    /// The log whose contents replace the node's. Never together with `fresh`.
+    pub replay_log: Option<PathBuf>,
+    /// Members to join through; none for the first node of a cluster.
+    pub seed_nodes: Vec<SeedAddr>,
+    /// 0 for any free port.
+    pub http_port: u16,
+    /// 0 for any free port, else not equal to `http_port`.
+    pub grpc_port: u16,
+    /// Replies needed for a read.
+    pub read_quorum: QuorumSpec,
+    /// Acknowledgements needed for a write.
+    pub write_quorum: QuorumSpec,
+    /// Where both servers listen; may be a wildcard.
+    pub bind: IpAddr,
+    /// Where peers reach this node, if that is not where it listens.
+    pub advertise_addr: Option<AdvertiseAddr>,
+    /// Log, snapshots and identity.
+    pub data_dir: PathBuf,
+    /// When the log is forced to disk.
+    pub fsync: Fsync,
+    /// 1 to 64 characters of `[A-Za-z0-9._-]`.
+    pub cluster_name: String,
+    /// Upper bound of one client request, at most 10 s.
+    pub request_timeout: Duration,
+    /// A filter in the form of `tracing_subscriber`'s `EnvFilter`; known to be valid.
+    pub log_level: String,
+    /// How to log.
+    pub log_format: LogFormat,
+    /// Longest value, at most 16 MiB.
+    pub max_value_bytes: usize,
+    /// Longest HTTP body, not less than `max_value_bytes`.
+    pub max_body_bytes: usize,
+    /// How far in the future a version may lie.
+    pub max_clock_drift: Duration,
+    /// Names out of [`KNOWN_HOOKS`], each once.
+    pub hooks: Vec<String>,
+    /// How often nodes compare their data.
+    pub anti_entropy_interval: Duration,
+    /// Threads that serve requests.
+    pub worker_threads: NonZeroUsize,
+}
+
+/// When the log is forced to disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fsync {
+    /// Before every acknowledgement.
+    Always,
+    /// Every second.
+    EverySec,
+    /// When the operating system sees fit.
+    Never,
+}
+
+/// How to log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LogFormat {
+    /// Lines for people.
+    Text,
+    /// One JSON object per line.
+    Json,
+}
+
+impl Config {
+    /// Reads every setting. The rules between settings are not checked yet.
+    pub(super) fn read(figment: &Figment, config_file: Option<PathBuf>) -> Result<Self, Refused> {
+        let from = Reader(figment);
+        let max_value_bytes = from.required("max_value_bytes", |v| size(v, 1, MAX_VALUE_BYTES))?;
+        let max_body_bytes = from.optional("max_body_bytes", |v| size(v, KIB, MAX_BODY_BYTES))?;
+        let default_body_bytes = DEFAULT_BODY_BYTES.max(2 * max_value_bytes);
+        Ok(Self {
+            config_file,
+            fresh: from.required("fresh", forms::switch)?,
+            replay_log: from.optional("replay_log", path)?,
+            seed_nodes: from.optional("seed_node", seeds)?.unwrap_or_default(),
+            http_port: from.required("http_port", port)?,
+            grpc_port: from.required("grpc_port", port)?,
+            read_quorum: from.required("read_quorum", quorum)?,
+            write_quorum: from.required("write_quorum", quorum)?,
+            bind: from.required("bind", forms::ip)?,
+            advertise_addr: from.optional("advertise_addr", forms::advertise)?,
+            data_dir: from.required("data_dir", path)?,
+            fsync: from.required("fsync", fsync)?,
+            cluster_name: from.required("cluster_name", forms::cluster_name)?,
+            request_timeout: from.required("request_timeout", |v| duration(v, 1, 10_000))?,
+            log_level: from.required("log_level", forms::log_filter)?,
+            log_format: from.required("log_format", log_format)?,
+            max_value_bytes,
+            max_body_bytes: max_body_bytes.unwrap_or(default_body_bytes),
+            max_clock_drift: from.required("max_clock_drift", |v| duration(v, 1, 3_600_000))?,
+            hooks: from.optional("hooks", hooks)?.unwrap_or_default(),
+            anti_entropy_interval: from
+                .required("anti_entropy_interval", |v| duration(v, 10, 86_400_000))?,
+            worker_threads: from
+                .optional("worker_threads", threads)?
+                .or_else(|| std::thread::available_parallelism().ok())
+                .unwrap_or(NonZeroUsize::MIN),
+        })
+    }
+
+    /// The rules between settings.
+    pub(super) fn check(&self, figment: &Figment) -> Result<(), Refused> {
+        let from = Reader(figment);
+        if self.http_port == self.grpc_port && self.http_port != 0 {
+            return Err(Refused::new(format!(
+                "{} and {} are both {}; expected two different ports, or 0 for any free port",
+                from.place("http_port"),
+                from.place("grpc_port"),
+                self.http_port
+            )));
+        }
+        if self.fresh && self.replay_log.is_some() {
+            return Err(Refused::new(format!(
+                "{} and {} exclude each other; expected one of them: start with an empty log, or \
+                 with the contents of another one",
+                from.place("fresh"),
+                from.place("replay_log")
+            )));
+        }
+        if self.max_body_bytes < self.max_value_bytes {
+            return Err(Refused::new(format!(
+                "{} is less than {}; expected a body that holds the longest value",
+                from.place("max_body_bytes"),
+                from.place("max_value_bytes")
+            )));
+        }
+        self.check_reachable(&from)
+    }
+
+    /// A node that listens on the loopback address only, and tells a seed on another host to call
+    /// it there, joins and then gets nothing. Names are not judged: they are resolved later.
+    fn check_reachable(&self, from: &Reader<'_>) -> Result<(), Refused> {
+        let elsewhere = |seed: &&SeedAddr| {
+            seed.host.parse::<IpAddr>().is_ok_and(|ip| !ip.to_canonical().is_loopback())
+        };
+        match self.seed_nodes.iter().find(elsewhere) {
+            Some(seed) if self.bind.to_canonical().is_loopback() => Err(Refused::new(format!(
+                "{} is {}, where no other host reaches this node, but the seed {seed} ({}) is on \
+                 another host; add --bind with an address of this host that the seed can reach, \
+                 or --bind 0.0.0.0",
+                from.place("bind"),
+                self.bind,
+                from.place("seed_node"),
+            ))),
+            _ => Ok(()),
+        }
+    }
+}
+
+struct Reader<'a>(&'a Figment);
+
+impl Reader<'_> {
+    /// Where the value of a key stands.
+    fn place(&self, key: &str) -> String {
+        let metadata = self.0.find_metadata(key);
+        let place = metadata.map(|metadata| metadata.interpolate(&Profile::Default, &[key]));
+        place.unwrap_or_else(|| format!("the default of {key}"))
+    }
+
+    fn optional<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce(&Value) -> Result<T, Wrong>,
+    ) -> Result<Option<T>, Refused> {
+        let Ok(value) = self.0.find_value(key) else { return Ok(None) };
+        read(&value).map(Some).map_err(|wrong| {
+            let expected = KeySpec::find(key).map_or("another value", |spec| spec.expected);
+            Refused::new(format!("{}: {wrong}; expected {expected}", self.place(key)))
+        })
+    }
+
+    fn required<T>(
+        &self,
+        key: &str,
+        read: impl FnOnce(&Value) -> Result<T, Wrong>,
+    ) -> Result<T, Refused> {
+        let missing = || Refused::new(format!("{key} is not set"));
+        self.optional(key, read)?.ok_or_else(missing)
+    }
+}
+
+fn port(value: &Value) -> Result<u16, Wrong> {
+    let out_of_range = |_| format!("{} is out of range", forms::shown(value));
+    u16::try_from(forms::integer(value)?).map_err(out_of_range)
+}
+
+fn quorum(value: &Value) -> Result<QuorumSpec, Wrong> {
+    let wrong = || format!("{} is not a quorum", forms::shown(value));
+    match value {
+        Value::String(_, text) if text == "majority" => Ok(QuorumSpec::Majority),
+        Value::String(_, text) if text == "all" => Ok(QuorumSpec::All),
+        _ => forms::integer(value)?.to_string().parse().map_err(|_| wrong()),
+    }
+}
+
+fn path(value: &Value) -> Result<PathBuf, Wrong> {
+    let text = forms::text(value)?;
+    if text.contains('\0') {
+        return Err(format!("{} contains a NUL", forms::quoted(text)));
+    }
+    Ok(text.into())
+}
+
+fn seeds(value: &Value) -> Result<Vec<SeedAddr>, Wrong> {
+    let mut seeds = Vec::new();
+    for text in forms::list(value)? {
+        let seed = forms::seed(text)?;
+        if !seeds.contains(&seed) {
+            seeds.push(seed);
+        }
+    }
+    Ok(seeds)
+}
+
+fn hooks(value: &Value) -> Result<Vec<String>, Wrong> {
+    let mut hooks = Vec::new();
+    for name in forms::list(value)? {
+        if !KNOWN_HOOKS.contains(&name) {
+            return Err(format!("{} is no known hook", forms::quoted(name)));
+        }
+        if !hooks.iter().any(|hook| hook == name) {
+            hooks.push(name.to_owned());
+        }
+    }
+    Ok(hooks)
+}
+
+fn fsync(value: &Value) -> Result<Fsync, Wrong> {
+    match forms::text(value)? {
+        "always" => Ok(Fsync::Always),
+        "everysec" => Ok(Fsync::EverySec),
+        "never" => Ok(Fsync::Never),
+        other => Err(format!("{} is no policy", forms::quoted(other))),
+    }
+}
+
+fn log_format(value: &Value) -> Result<LogFormat, Wrong> {
+    match forms::text(value)? {
+        "text" => Ok(LogFormat::Text),
+        "json" => Ok(LogFormat::Json),
+        other => Err(format!("{} is no format", forms::quoted(other))),
+    }
+}
+
+fn duration(value: &Value, min_ms: u64, max_ms: u64) -> Result<Duration, Wrong> {
+    let (min, max) = (Duration::from_millis(min_ms), Duration::from_millis(max_ms));
+    forms::in_range(forms::duration(value)?, min, max, value)
+}
+
+fn size(value: &Value, min: u64, max: u64) -> Result<usize, Wrong> {
+    let bytes = forms::in_range(forms::size(value)?, min, max, value)?;
+    usize::try_from(bytes).map_err(|_| format!("{} is out of range", forms::shown(value)))
+}
+
+fn threads(value: &Value) -> Result<NonZeroUsize, Wrong> {
+    let threads = forms::in_range(forms::integer(value)?, 1, MAX_WORKER_THREADS, value)?;
+    let threads = usize::try_from(threads).ok().and_then(NonZeroUsize::new);
+    threads.ok_or_else(|| format!("{} is out of range", forms::shown(value)))
+}

@@ -1,0 +1,427 @@
+//! Request bodies: read within bounds of size and time, and taken apart without copies.
+//!
+//! Messages of refusals say what is wrong and what is expected. They quote little of the body:
+//! at most [`MAX_QUOTED_BYTES`] of what the JSON reader says about it.
+
+use std::borrow::Cow;
+use std::fmt;
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use axum::body::{Body, BodyDataStream};
+use axum::extract::Request;
+use axum::http::{HeaderMap, header};
+use bytes::{Bytes, BytesMut};
+use futures_util::StreamExt;
+use serde::de::{Error, Unexpected, Visitor};
+use serde::{Deserialize, Deserializer};
+
+use crate::domain::{Key, QuorumSpec, Value};
+use crate::ports::RequestOptions;
+
+use super::HttpOptions;
+use super::errors::{Code, Refusal};
+
+/// Longest timeout that a client may ask for.
+const MAX_TIMEOUT_MS: u64 = 10_000;
+
+/// How much of a body that is too long is read and thrown away before the answer. A client that
+/// is still sending when its connection is closed loses the answer, and so never learns why.
+const LINGER_BYTES: usize = 16 * 1_024 * 1_024;
+
+const MAX_QUOTED_BYTES: usize = 200;
+
+const KEY_FORM: &str = r#"{"key": string}"#;
+const KEY_VALUE_FORM: &str = r#"{"key": string, "value": string}"#;
+const OPTIONAL_FIELDS: &str = r#"optionally "quorum": a whole number >= 1, "majority" or "all", and "timeout_ms": a whole number from 1 to 10000"#;
+
+/// Reads the body of a request whose media type and size are as they should be.
+pub(super) async fn read(request: Request, options: &HttpOptions) -> Result<Bytes, Refusal> {
+    check_media_type(request.headers())?;
+    let max = options.max_body_bytes;
+    // A client that asks first (RFC 9110, 10.1.1) waits for the answer before it sends anything.
+    let asks_first = request.headers().contains_key(header::EXPECT);
+    let too_long = declared_length(request.headers()).is_some_and(|n| n > max as u64);
+    if too_long && asks_first {
+        return Err(too_large(max));
+    }
+    let read = collect(request.into_body(), max, too_long);
+    tokio::time::timeout(options.body_read_timeout, read).await.unwrap_or_else(|_| {
+        let ms = options.body_read_timeout.as_millis();
+        Err(Refusal::new(Code::RequestTimeout, format!("the body did not arrive within {ms} ms")))
+    })
+}
+
+/// `{"key"}` and the optional fields.
+pub(super) fn parse_key(body: &[u8]) -> Result<(Key, RequestOptions), Refusal> {
+    let fields: KeyFields<'_> = parse(body, KEY_FORM)?;
+    Ok((key(&fields.key)?, options(fields.quorum, fields.timeout_ms)))
+}
+
+/// `{"key","value"}` and the optional fields.
+pub(super) fn parse_key_value(body: &[u8]) -> Result<(Key, Value, RequestOptions), Refusal> {
+    let fields: KeyValueFields<'_> = parse(body, KEY_VALUE_FORM)?;
+    let options = options(fields.quorum, fields.timeout_ms);
+    Ok((key(&fields.key)?, Value::new(&fields.value), options))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyFields<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+    #[serde(default, deserialize_with = "quorum")]
+    quorum: Option<QuorumSpec>,
+    #[serde(default, deserialize_with = "timeout_ms")]
+    timeout_ms: Option<Duration>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct KeyValueFields<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+    #[serde(borrow)]
+    value: Cow<'a, str>,
+    #[serde(default, deserialize_with = "quorum")]
+    quorum: Option<QuorumSpec>,
+    #[serde(default, deserialize_with = "timeout_ms")]
+    timeout_ms: Option<Duration>,
+}
+
+struct QuorumVisitor;
+
+impl Visitor<'_> for QuorumVisitor {
+    type Value = QuorumSpec;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(r#"a quorum: a whole number >= 1, "majority" or "all""#)
+    }
+
+    fn visit_u64<E: Error>(self, number: u64) -> Result<QuorumSpec, E> {
+        let count = u32::try_from(number).ok().and_then(NonZeroU32::new);
+        let invalid = || E::invalid_value(Unexpected::Unsigned(number), &self);
+        count.map(QuorumSpec::Count).ok_or_else(invalid)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<QuorumSpec, E> {
+        match text {
+            "majority" => Ok(QuorumSpec::Majority),
+            "all" => Ok(QuorumSpec::All),
+            _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+        }
+    }
+}
+
+struct TimeoutVisitor;
+
+impl Visitor<'_> for TimeoutVisitor {
+    type Value = Duration;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "\"timeout_ms\" to be a whole number from 1 to {MAX_TIMEOUT_MS}")
+    }
+
+    fn visit_u64<E: Error>(self, ms: u64) -> Result<Duration, E> {
+        if (1..=MAX_TIMEOUT_MS).contains(&ms) {
+            Ok(Duration::from_millis(ms))
+        } else {
+            Err(E::invalid_value(Unexpected::Unsigned(ms), &self))
+        }
+    }
+}
+
+// Both are called only if the field is there, so a null is refused like any other wrong type.
+fn quorum<'de, D: Deserializer<'de>>(field: D) -> Result<Option<QuorumSpec>, D::Error> {
+    field.deserialize_any(QuorumVisitor).map(Some)
+}
+
+fn timeout_ms<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Duration>, D::Error> {
+    field.deserialize_any(TimeoutVisitor).map(Some)
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], form: &str) -> Result<T, Refusal> {
+    let refuse =
+        |wrong: &str| Refusal::bad_request(format!("{wrong}; expected {form}, {OPTIONAL_FIELDS}"));
+    match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        None => return Err(refuse("the body is empty")),
+        // A derived struct would take an array of its fields in their order as well.
+        Some(b'[') => return Err(refuse("the body is an array, not an object")),
+        Some(_) => {}
+    }
+    serde_json::from_slice(body).map_err(|error| {
+        let said = error.to_string();
+        let said = quotable(&said);
+        if error.is_data() {
+            refuse(&said)
+        } else {
+            refuse(&format!("the body is not valid JSON: {said}"))
+        }
+    })
+}
+
+fn key(text: &str) -> Result<Key, Refusal> {
+    Key::new(text).map_err(|invalid| Refusal::bad_request(invalid.to_string()))
+}
+
+const fn options(quorum: Option<QuorumSpec>, timeout: Option<Duration>) -> RequestOptions {
+    RequestOptions { quorum, timeout }
+}
+
+fn quotable(text: &str) -> Cow<'_, str> {
+    if text.len() <= MAX_QUOTED_BYTES {
+        return Cow::Borrowed(text);
+    }
+    let quoted = (0..=MAX_QUOTED_BYTES).rev().find_map(|end| text.get(..end)).unwrap_or_default();
+    Cow::Owned(format!("{quoted}..."))
+}
+
+fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    let Some(given) = headers.get(header::CONTENT_TYPE) else {
+        return Ok(());
+    };
+    let essence = given.to_str().unwrap_or_default().split(';').next().unwrap_or_default().trim();
+    let ends_in_json = || {
+        let suffix_at = essence.len().saturating_sub("+json".len());
+        essence.get(suffix_at..).is_some_and(|suffix| suffix.eq_ignore_ascii_case("+json"))
+    };
+    if essence.eq_ignore_ascii_case("application/json") || ends_in_json() {
+        return Ok(());
+    }
+    let message = "the content type is not JSON; expected application/json, or none at all";
+    Err(Refusal::new(Code::UnsupportedMediaType, message))
+}
+
+fn declared_length(headers: &HeaderMap) -> Option<u64> {
+    headers.get(header::CONTENT_LENGTH)?.to_str().ok()?.parse().ok()
+}
+
+fn too_large(max: usize) -> Refusal {
+    let message = format!("the body is longer than the {max} bytes allowed (max_body_bytes)");
+    Refusal::new(Code::TooLarge, message)
+}
+
+async fn collect(body: Body, max: usize, too_long: bool) -> Result<Bytes, Refusal> {
+    let mut chunks = body.into_data_stream();
+    if too_long {
+        discard(chunks).await;
+        return Err(too_large(max));
+    }
+    let Some(first) = next(&mut chunks).await? else {
+        return Ok(Bytes::new());
+    };
+    if first.len() > max {
+        discard(chunks).await;
+        return Err(too_large(max));
+    }
+    // Nearly every body is one chunk, which is used as it is.
+    let Some(second) = next(&mut chunks).await? else {
+        return Ok(first);
+    };
+    let mut whole = BytesMut::with_capacity(2 * (first.len() + second.len()));
+    whole.extend_from_slice(&first);
+    let mut more = Some(second);
+    while let Some(chunk) = more {
+        if whole.len() + chunk.len() > max {
+            discard(chunks).await;
+            return Err(too_large(max));
+        }
+        whole.extend_from_slice(&chunk);
+        more = next(&mut chunks).await?;
+    }
+    Ok(whole.freeze())
+}
+
+async fn next(chunks: &mut BodyDataStream) -> Result<Option<Bytes>, Refusal> {
+    let unreadable =
+        |_| Refusal::bad_request("the body ended early, or its chunks are not well-formed");
+    chunks.next().await.transpose().map_err(unreadable)
+}
+
+async fn discard(mut chunks: BodyDataStream) {
+    let mut discarded = 0;
+    while let Some(Ok(chunk)) = chunks.next().await {
+        discarded += chunk.len();
+        if discarded > LINGER_BYTES {
+            return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::http::HeaderValue;
+    use futures_util::stream;
+    use proptest::prelude::*;
+
+    fn wrong(body: &str) -> String {
+        let refusal = parse_key_value(body.as_bytes()).unwrap_err();
+        assert_eq!(refusal.code, Code::BadRequest);
+        refusal.message.into_owned()
+    }
+
+    #[test]
+    fn any_text_comes_through_as_it_is() {
+        for text in ["a", " ", "a b", "a\nb", "\0", "\"", "\\", "🦀", "\u{7f}", "é\u{301}"] {
+            let body = serde_json::json!({"key": text, "value": text}).to_string();
+            let (key, value, options) = parse_key_value(body.as_bytes()).unwrap();
+            assert_eq!((key.as_str(), value.as_str()), (text, text));
+            assert_eq!(options, RequestOptions::default());
+        }
+        let empty = parse_key_value(br#"{"key":"k","value":""}"#).unwrap();
+        assert_eq!(empty.1.as_str(), "");
+    }
+
+    #[test]
+    fn optional_fields_are_taken() {
+        let quorum = |body: &str| parse_key(body.as_bytes()).unwrap().1.quorum;
+        assert_eq!(quorum(r#"{"key":"k","quorum":1}"#), Some(QuorumSpec::ONE));
+        assert_eq!(quorum(r#"{"quorum":"majority","key":"k"}"#), Some(QuorumSpec::Majority));
+        assert_eq!(quorum(r#"{"key":"k","quorum":"all"}"#), Some(QuorumSpec::All));
+        for ms in [1, 10_000] {
+            let body = format!(r#"{{"key":"k","timeout_ms":{ms}}}"#);
+            let timeout = parse_key(body.as_bytes()).unwrap().1.timeout;
+            assert_eq!(timeout, Some(Duration::from_millis(ms)));
+        }
+    }
+
+    #[test]
+    fn a_refusal_says_what_is_wrong_and_what_is_expected() {
+        for (body, says) in [
+            ("", "the body is empty"),
+            ("  ", "the body is empty"),
+            ("{", "not valid JSON"),
+            ("{]", "not valid JSON"),
+            ("hello", "not valid JSON"),
+            (r#"{"key":"k","value":"v"} x"#, "not valid JSON"),
+            (r#"{"key":"\ud800","value":"v"}"#, "not valid JSON"),
+            ("{\"key\":\"a\nb\",\"value\":\"v\"}", "not valid JSON"),
+            (r#"["k","v"]"#, "is an array"),
+            (r#""k""#, "string \"k\""),
+            ("5", "integer `5`"),
+            ("null", "null"),
+            (r#"{"key":"k"}"#, "missing field `value`"),
+            (r#"{"value":"v"}"#, "missing field `key`"),
+            (r#"{"key":"k","value":"v","ttl":1}"#, "unknown field `ttl`"),
+            (r#"{"key":"k","key":"k","value":"v"}"#, "duplicate field `key`"),
+            (r#"{"key":1,"value":"v"}"#, "integer `1`"),
+            (r#"{"key":"k","value":null}"#, "null"),
+            (r#"{"key":"k","value":{"a":1}}"#, "map"),
+            (r#"{"key":"k","value":"v","quorum":0}"#, "integer `0`"),
+            (r#"{"key":"k","value":"v","quorum":-1}"#, "integer `-1`"),
+            (r#"{"key":"k","value":"v","quorum":1.5}"#, "floating point `1.5`"),
+            (r#"{"key":"k","value":"v","quorum":4294967296}"#, "integer `4294967296`"),
+            (r#"{"key":"k","value":"v","quorum":"two"}"#, "string \"two\""),
+            (r#"{"key":"k","value":"v","quorum":"2"}"#, "string \"2\""),
+            (r#"{"key":"k","value":"v","quorum":null}"#, "null"),
+            (r#"{"key":"k","value":"v","quorum":[1]}"#, "sequence"),
+            (r#"{"key":"k","value":"v","timeout_ms":0}"#, "integer `0`"),
+            (r#"{"key":"k","value":"v","timeout_ms":10001}"#, "from 1 to 10000"),
+            (r#"{"key":"k","value":"v","timeout_ms":"1s"}"#, "string \"1s\""),
+        ] {
+            let message = wrong(body);
+            assert!(message.contains(says), "{body}: {message}");
+            assert!(message.contains(r#"expected {"key": string, "value": string}"#), "{message}");
+            assert!(message.contains("majority"), "{message}");
+        }
+    }
+
+    #[test]
+    fn keys_have_1_to_1024_bytes() {
+        assert!(wrong(r#"{"key":"","value":"v"}"#).contains("empty"));
+        let long = format!(r#"{{"key":"{}","value":"v"}}"#, "k".repeat(1_025));
+        assert!(wrong(&long).contains("1025 bytes"));
+        let longest = format!(r#"{{"key":"{}"}}"#, "k".repeat(1_024));
+        assert!(parse_key(longest.as_bytes()).is_ok());
+    }
+
+    #[test]
+    fn bytes_that_are_not_utf8_are_refused() {
+        let refusal = parse_key(b"{\"key\":\"\xff\"}").unwrap_err();
+        assert!(refusal.message.contains("not valid JSON"), "{}", refusal.message);
+    }
+
+    #[test]
+    fn a_refusal_quotes_little_of_a_long_body() {
+        let body = format!(r#"{{"key":"k","value":"v","quorum":"{}"}}"#, "é".repeat(100_000));
+        assert!(wrong(&body).len() < 600);
+        let deep = format!(r#"{{"key":{}"#, "[".repeat(100_000));
+        assert!(wrong(&deep).len() < 600);
+    }
+
+    #[test]
+    fn json_media_types_and_none_at_all_are_accepted() {
+        let check = |given: &'static str| {
+            let mut headers = HeaderMap::new();
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(given));
+            check_media_type(&headers).map_err(|refusal| refusal.code)
+        };
+        assert_eq!(check_media_type(&HeaderMap::new()), Ok(()));
+        for json in ["application/json", "Application/JSON ; charset=utf-8", "application/x+json"] {
+            assert_eq!(check(json), Ok(()), "{json}");
+        }
+        for other in ["text/plain", "", "json", "application/jsonx", "application/x-www-form"] {
+            assert_eq!(check(other), Err(Code::UnsupportedMediaType), "{other}");
+        }
+    }
+
+    fn chunked(chunks: Vec<&'static [u8]>) -> Body {
+        Body::from_stream(stream::iter(chunks.into_iter().map(Ok::<_, std::io::Error>)))
+    }
+
+    #[tokio::test]
+    async fn a_body_in_pieces_is_put_together_and_its_length_is_counted() {
+        let options = HttpOptions { max_body_bytes: 5, ..HttpOptions::default() };
+        let read = |chunks| read(Request::new(chunked(chunks)), &options);
+        assert_eq!(read(vec![]).await, Ok(Bytes::new()));
+        assert_eq!(read(vec![b"abcde"]).await, Ok(Bytes::from_static(b"abcde")));
+        assert_eq!(read(vec![b"a", b"bc", b"de"]).await, Ok(Bytes::from_static(b"abcde")));
+        for long in [vec![&b"abcdef"[..]], vec![b"abc", b"def"], vec![b"a", b"b", b"cdef", b"g"]] {
+            assert_eq!(read(long).await.unwrap_err().code, Code::TooLarge);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_refused() {
+        let chunks = vec![Ok(&b"ab"[..]), Err(std::io::Error::other("reset"))];
+        let request = Request::new(Body::from_stream(stream::iter(chunks)));
+        let refusal = read(request, &HttpOptions::default()).await.unwrap_err();
+        assert_eq!(refusal.code, Code::BadRequest);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_body_that_does_not_come_is_given_up() {
+        let never = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        let refusal = read(Request::new(never), &HttpOptions::default()).await.unwrap_err();
+        assert_eq!(refusal.code, Code::RequestTimeout);
+        assert!(refusal.message.contains("10000 ms"));
+    }
+
+    #[tokio::test]
+    async fn a_client_that_asks_first_is_refused_before_it_sends() {
+        let never = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
+        let mut request = Request::new(never);
+        request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("9999999"));
+        request.headers_mut().insert(header::EXPECT, HeaderValue::from_static("100-continue"));
+        let refusal = read(request, &HttpOptions::default()).await.unwrap_err();
+        assert_eq!(refusal.code, Code::TooLarge);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn what_a_client_sends_is_what_is_stored(key in ".{1,40}", value in ".{0,80}") {
+            let body = serde_json::json!({"key": key, "value": value}).to_string();
+            let (k, v, _) = parse_key_value(body.as_bytes()).unwrap();
+            prop_assert_eq!((k.as_str(), v.as_str()), (key.as_str(), value.as_str()));
+        }
+
+        #[test]
+        fn no_bytes_make_the_parser_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
+            prop_assert!(parse_key(&body).is_err());
+            prop_assert!(parse_key_value(&body).is_err());
+        }
+    }
+}

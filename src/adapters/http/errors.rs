@@ -1,0 +1,136 @@
+//! Refusals: the one place that says which error is which HTTP status and code.
+
+use std::borrow::Cow;
+
+use axum::http::StatusCode;
+
+use crate::ports::ClientError;
+
+/// The `code` of an error body. The order is that of the counters in `metrics`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Code {
+    BadRequest,
+    Vetoed,
+    NotFound,
+    MethodNotAllowed,
+    RequestTimeout,
+    TooLarge,
+    UnsupportedMediaType,
+    NotReady,
+    Overloaded,
+    ShuttingDown,
+    DiskFull,
+}
+
+impl Code {
+    pub(super) const ALL: [Self; 11] = [
+        Self::BadRequest,
+        Self::Vetoed,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::RequestTimeout,
+        Self::TooLarge,
+        Self::UnsupportedMediaType,
+        Self::NotReady,
+        Self::Overloaded,
+        Self::ShuttingDown,
+        Self::DiskFull,
+    ];
+
+    /// As in the body.
+    pub(super) const fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::Vetoed => "vetoed",
+            Self::NotFound => "not_found",
+            Self::MethodNotAllowed => "method_not_allowed",
+            Self::RequestTimeout => "request_timeout",
+            Self::TooLarge => "too_large",
+            Self::UnsupportedMediaType => "unsupported_media_type",
+            Self::NotReady => "not_ready",
+            Self::Overloaded => "overloaded",
+            Self::ShuttingDown => "shutting_down",
+            Self::DiskFull => "disk_full",
+        }
+    }
+
+    /// The HTTP status.
+    pub(super) const fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::Vetoed => StatusCode::FORBIDDEN,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::NotReady | Self::Overloaded | Self::ShuttingDown => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
+            Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
+        }
+    }
+}
+
+/// Nothing was done, and why.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Refusal {
+    pub(super) code: Code,
+    pub(super) message: Cow<'static, str>,
+}
+
+impl Refusal {
+    pub(super) fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
+        Self { code, message: message.into() }
+    }
+
+    pub(super) fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
+        Self::new(Code::BadRequest, message)
+    }
+}
+
+impl From<ClientError> for Refusal {
+    fn from(error: ClientError) -> Self {
+        let code = match &error {
+            ClientError::NotReady(_) => Code::NotReady,
+            ClientError::Overloaded(_) => Code::Overloaded,
+            ClientError::ShuttingDown => Code::ShuttingDown,
+            ClientError::TooLarge { .. } => Code::TooLarge,
+            ClientError::DiskFull => Code::DiskFull,
+            ClientError::Vetoed { .. } => Code::Vetoed,
+        };
+        Self::new(code, error.to_string())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_list_of_codes_is_complete_and_in_the_order_of_the_enum() {
+        for (index, code) in Code::ALL.into_iter().enumerate() {
+            assert_eq!(code as usize, index);
+        }
+        assert_eq!(Code::DiskFull as usize + 1, Code::ALL.len());
+    }
+
+    #[test]
+    fn every_error_of_the_port_has_its_code() {
+        let cases = [
+            (ClientError::NotReady("joining".into()), 503, "not_ready"),
+            (ClientError::Overloaded("the log is slow"), 503, "overloaded"),
+            (ClientError::ShuttingDown, 503, "shutting_down"),
+            (ClientError::TooLarge { bytes: 2, max_bytes: 1 }, 413, "too_large"),
+            (ClientError::DiskFull, 507, "disk_full"),
+            (ClientError::Vetoed { hook: "audit", reason: "no".into() }, 403, "vetoed"),
+        ];
+        for (error, status, code) in cases {
+            let text = error.to_string();
+            let refusal = Refusal::from(error);
+            assert_eq!(refusal.code.status().as_u16(), status);
+            assert_eq!(refusal.code.as_str(), code);
+            assert_eq!(refusal.message, text);
+        }
+    }
+}

@@ -1,0 +1,277 @@
+//! Responses: each is written into one buffer, in the order of the fields that clients were
+//! promised, and goes out with its head in one write.
+//!
+//! Written by hand rather than derived: the shapes are few, and the four calls are the hot path.
+
+use std::io::Write;
+
+use axum::body::Body;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use jiff::fmt::temporal::DateTimePrinter;
+
+use crate::domain::{Member, MemberState, Timestamp, Value};
+use crate::ports::{Answer, ClusterStatus, Verdict};
+
+use super::errors::{Code, Refusal};
+use super::metrics::Call;
+
+/// RFC 3339 with all nine digits, so that timestamps of one length compare as texts do.
+const NANOSECONDS: DateTimePrinter = DateTimePrinter::new().precision(Some(9));
+
+const JSON: HeaderValue = HeaderValue::from_static("application/json");
+
+/// Room for an answer without its key and value.
+const ENVELOPE_BYTES: usize = 256;
+
+/// The answer to `/get`, `/add` or `/remove`.
+pub(super) fn answer(call: Call, key: &str, answer: &Answer) -> Response<Body> {
+    let value = answer.value.as_ref().map(Value::as_str);
+    let mut out = Vec::with_capacity(ENVELOPE_BYTES + key.len() + value.map_or(0, str::len));
+    out.extend_from_slice(match answer.verdict {
+        Verdict::Success => br#"{"status":"success","key":"#,
+        Verdict::Partial => br#"{"status":"partial","key":"#,
+    });
+    push_text(&mut out, key);
+    out.extend_from_slice(br#","value":"#);
+    match value {
+        Some(value) => push_text(&mut out, value),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(br#","timestamp":"#);
+    match answer.timestamp {
+        Some(timestamp) => push_timestamp(&mut out, timestamp),
+        None => out.extend_from_slice(b"null"),
+    }
+    out.extend_from_slice(br#","quorum":{"required":"#);
+    push_number(&mut out, answer.required.into());
+    out.extend_from_slice(br#","achieved":"#);
+    push_number(&mut out, answer.achieved.into());
+    out.extend_from_slice(br#"},"message":"#);
+    push_message(&mut out, call, answer);
+    out.push(b'}');
+    json(StatusCode::OK, out)
+}
+
+/// The answer to `/nodes`.
+pub(super) fn nodes(addresses: &[String]) -> Response<Body> {
+    let mut out = Vec::with_capacity(ENVELOPE_BYTES + 32 * addresses.len());
+    out.extend_from_slice(br#"{"status":"success","nodes":["#);
+    push_list(&mut out, addresses, |out, address| push_text(out, address));
+    out.extend_from_slice(b"]}");
+    json(StatusCode::OK, out)
+}
+
+/// The answer to `/cluster`.
+pub(super) fn cluster(status: &ClusterStatus) -> Response<Body> {
+    let mut out = Vec::with_capacity(2 * ENVELOPE_BYTES + 160 * status.members.len());
+    out.extend_from_slice(br#"{"status":"success","cluster":"#);
+    push_text(&mut out, &status.cluster);
+    out.extend_from_slice(br#","node":{"#);
+    push_member(&mut out, &status.node.member, status.node.state);
+    out.extend_from_slice(br#"},"members":["#);
+    push_list(&mut out, &status.members, |out, other| {
+        out.push(b'{');
+        push_member(out, &other.member, other.state);
+        out.extend_from_slice(br#","hints":"#);
+        push_number(out, other.hints);
+        out.extend_from_slice(if other.in_sync {
+            br#","in_sync":true}"#
+        } else {
+            br#","in_sync":false}"#
+        });
+    });
+    out.extend_from_slice(br#"],"keys":"#);
+    push_number(&mut out, status.store.keys);
+    out.extend_from_slice(br#","tombstones":"#);
+    push_number(&mut out, status.store.tombstones);
+    out.extend_from_slice(br#","digest":"#);
+    push_text(&mut out, &status.digest.to_string());
+    out.push(b'}');
+    json(StatusCode::OK, out)
+}
+
+/// A plain success with a message.
+pub(super) fn fine(message: &str) -> Response<Body> {
+    let mut out = Vec::with_capacity(ENVELOPE_BYTES);
+    out.extend_from_slice(br#"{"status":"success","message":"#);
+    push_text(&mut out, message);
+    out.push(b'}');
+    json(StatusCode::OK, out)
+}
+
+/// Nothing was done, and why.
+pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
+    let mut out = Vec::with_capacity(ENVELOPE_BYTES + refusal.message.len());
+    out.extend_from_slice(br#"{"status":"error","code":"#);
+    push_text(&mut out, refusal.code.as_str());
+    out.extend_from_slice(br#","message":"#);
+    push_text(&mut out, &refusal.message);
+    out.push(b'}');
+    let mut response = json(refusal.code.status(), out);
+    let headers = response.headers_mut();
+    if refusal.code.status() == StatusCode::SERVICE_UNAVAILABLE {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    }
+    if refusal.code == Code::RequestTimeout {
+        // The rest of the body may still come; nothing can follow it on this connection.
+        headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+    }
+    response
+}
+
+/// In one word, as `/cluster` and the metrics show it.
+pub(super) const fn state_name(state: MemberState) -> &'static str {
+    match state {
+        MemberState::Joining => "joining",
+        MemberState::Alive => "alive",
+        MemberState::Suspect => "suspect",
+        MemberState::Down => "down",
+        MemberState::Left => "left",
+    }
+}
+
+fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::from(body));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
+    response
+}
+
+fn push_message(out: &mut Vec<u8>, call: Call, answer: &Answer) {
+    let existed = answer.timestamp.is_some();
+    if answer.verdict == Verdict::Success {
+        out.extend_from_slice(match (call, existed) {
+            (Call::Get | Call::Remove, false) => br#""The key does not exist.""#,
+            (Call::Remove, true) => br#""Key successfully removed.""#,
+            _ => br#""Operation completed successfully.""#,
+        });
+        return;
+    }
+    let Answer { achieved, required, .. } = *answer;
+    let consequence = match (call, existed) {
+        (Call::Get, true) => "this is the newest value among their answers",
+        (Call::Get, false) => "the key does not exist on them",
+        _ => "the operation may have happened, and may still spread to the other nodes",
+    };
+    write!(
+        out,
+        r#""Only {achieved} of the {required} nodes required by the quorum answered in time; {consequence}.""#
+    )
+    .unwrap_or_default();
+}
+
+fn push_member(out: &mut Vec<u8>, member: &Member, state: MemberState) {
+    out.extend_from_slice(br#""id":"#);
+    push_text(out, &member.id.to_string());
+    out.extend_from_slice(br#","grpc_addr":"#);
+    push_text(out, &member.grpc_addr);
+    out.extend_from_slice(br#","http_addr":"#);
+    push_text(out, &member.http_addr);
+    out.extend_from_slice(br#","state":"#);
+    push_text(out, state_name(state));
+}
+
+fn push_list<T>(out: &mut Vec<u8>, items: &[T], push: impl Fn(&mut Vec<u8>, &T)) {
+    for (index, item) in items.iter().enumerate() {
+        if index > 0 {
+            out.push(b',');
+        }
+        push(out, item);
+    }
+}
+
+// Writing to a Vec does not fail, neither here nor below.
+fn push_text(out: &mut Vec<u8>, text: &str) {
+    serde_json::to_writer(out, text).unwrap_or_default();
+}
+
+fn push_timestamp(out: &mut Vec<u8>, timestamp: Timestamp) {
+    // Every u64 of nanoseconds (up to the year 2554) is a time that jiff can show.
+    let time = jiff::Timestamp::from_nanosecond(timestamp.as_nanos().into()).unwrap_or_default();
+    out.push(b'"');
+    NANOSECONDS.print_timestamp(&time, &mut *out).unwrap_or_default();
+    out.push(b'"');
+}
+
+fn push_number(out: &mut Vec<u8>, number: u64) {
+    write!(out, "{number}").unwrap_or_default();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn shown(timestamp: u64) -> String {
+        let mut out = Vec::new();
+        push_timestamp(&mut out, Timestamp::from_nanos(timestamp));
+        String::from_utf8(out).unwrap()
+    }
+
+    #[test]
+    fn timestamps_are_utc_with_nine_digits_over_the_whole_range() {
+        assert_eq!(shown(0), r#""1970-01-01T00:00:00.000000000Z""#);
+        assert_eq!(shown(1_700_000_000_120_000_000), r#""2023-11-14T22:13:20.120000000Z""#);
+        assert_eq!(shown(u64::MAX), r#""2554-07-21T23:34:33.709551615Z""#);
+    }
+
+    fn partial(call: Call, timestamp: Option<u64>) -> String {
+        let answer = Answer {
+            verdict: Verdict::Partial,
+            value: None,
+            timestamp: timestamp.map(Timestamp::from_nanos),
+            required: 3,
+            achieved: 1,
+        };
+        let mut out = Vec::new();
+        push_message(&mut out, call, &answer);
+        serde_json::from_slice(&out).unwrap()
+    }
+
+    #[test]
+    fn a_missed_quorum_says_how_many_answered_and_what_that_means() {
+        let answered = "Only 1 of the 3 nodes required by the quorum answered in time; ";
+        for (call, timestamp, consequence) in [
+            (Call::Get, Some(1), "this is the newest value among their answers."),
+            (Call::Get, None, "the key does not exist on them."),
+            (
+                Call::Add,
+                Some(1),
+                "the operation may have happened, and may still spread to the other nodes.",
+            ),
+            (
+                Call::Remove,
+                None,
+                "the operation may have happened, and may still spread to the other nodes.",
+            ),
+        ] {
+            assert_eq!(partial(call, timestamp), format!("{answered}{consequence}"));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_value_that_would_break_the_frame_is_escaped() {
+        let text = "\",\"status\":\"x\0\n🦀";
+        let found = Answer {
+            verdict: Verdict::Success,
+            value: Some(Value::new(text)),
+            timestamp: Some(Timestamp::ZERO),
+            required: 1,
+            achieved: 1,
+        };
+        let body = answer(Call::Get, text, &found).into_body();
+        let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
+        assert_eq!((&json["key"], &json["value"]), (&text.into(), &text.into()));
+        assert_eq!(json.as_object().unwrap().len(), 6);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn later_timestamps_show_as_larger_texts(a in any::<u64>(), b in any::<u64>()) {
+            prop_assert_eq!(a.cmp(&b), shown(a).cmp(&shown(b)));
+        }
+    }
+}

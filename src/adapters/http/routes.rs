@@ -1,0 +1,570 @@
+//! The routes and what each does between a request's head and its response.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::{HeaderValue, Response, header};
+use axum::routing;
+use tokio::time::Instant;
+
+use crate::ports::{ClientApi, Verdict};
+
+use super::errors::{Code, Refusal};
+use super::metrics::{CONTENT_TYPE, Call, Exporter, Metrics, Outcome};
+use super::{HttpOptions, body, render};
+
+type Result = std::result::Result<(Outcome, Response<Body>), Refusal>;
+
+/// The router over this port.
+pub(super) fn router(
+    api: Arc<dyn ClientApi>,
+    options: HttpOptions,
+    metrics: Arc<Metrics>,
+) -> Router {
+    let exporter = Exporter::new(Arc::clone(&metrics), Arc::clone(&api));
+    Router::new()
+        .route("/get", routing::post(get))
+        .route("/add", routing::post(add))
+        .route("/remove", routing::delete(remove))
+        .route("/nodes", routing::get(nodes))
+        .route("/healthz", routing::get(health))
+        .route("/readyz", routing::get(readiness))
+        .route("/cluster", routing::get(cluster))
+        .route("/metrics", routing::get(scrape))
+        .fallback(not_found)
+        .method_not_allowed_fallback(method_not_allowed)
+        .with_state(Arc::new(Front { api, options, metrics, exporter }))
+}
+
+struct Front {
+    api: Arc<dyn ClientApi>,
+    options: HttpOptions,
+    metrics: Arc<Metrics>,
+    exporter: Exporter,
+}
+
+impl Front {
+    /// Runs `work` if there is room for it, and counts how it ended. The work has not begun when
+    /// it is handed in, so what is shed costs no more than the head of its request.
+    async fn answer(&self, call: Call, work: impl Future<Output = Result>) -> Response<Body> {
+        let started = Instant::now();
+        let result = match Admission::new(&self.metrics.in_flight, self.options.max_in_flight) {
+            Some(_admission) => work.await,
+            None => Err(Refusal::new(
+                Code::Overloaded,
+                "the node works on as many requests as it takes at a time; try again later",
+            )),
+        };
+        let (outcome, response) = result
+            .unwrap_or_else(|refusal| (Outcome::Refused(refusal.code), render::refusal(&refusal)));
+        let took = started.elapsed();
+        self.metrics.record(call, outcome, took);
+        tracing::debug!(
+            call = call.as_str(),
+            status = outcome.as_str(),
+            micros = took.as_micros(),
+            "request answered"
+        );
+        response
+    }
+}
+
+/// Room for one request among those in flight; given back when it is dropped, also by a client
+/// that goes away.
+struct Admission<'a>(&'a AtomicUsize);
+
+impl<'a> Admission<'a> {
+    fn new(in_flight: &'a AtomicUsize, max: usize) -> Option<Self> {
+        // Counted first and compared then, so that any number at once cannot pass together.
+        let admission = Self(in_flight);
+        (in_flight.fetch_add(1, Ordering::Relaxed) < max).then_some(admission)
+    }
+}
+
+impl Drop for Admission<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+async fn get(State(front): State<Arc<Front>>, request: Request) -> Response<Body> {
+    let work = async {
+        let bytes = body::read(request, &front.options).await?;
+        let (key, options) = body::parse_key(&bytes)?;
+        let answer = front.api.get(key.clone(), options).await?;
+        Ok((outcome(answer.verdict), render::answer(Call::Get, key.as_str(), &answer)))
+    };
+    front.answer(Call::Get, work).await
+}
+
+async fn add(State(front): State<Arc<Front>>, request: Request) -> Response<Body> {
+    let work = async {
+        let bytes = body::read(request, &front.options).await?;
+        let (key, value, options) = body::parse_key_value(&bytes)?;
+        // The value has its own copy now; the rest of the frame need not wait for the quorum.
+        drop(bytes);
+        let answer = front.api.add(key.clone(), value, options).await?;
+        Ok((outcome(answer.verdict), render::answer(Call::Add, key.as_str(), &answer)))
+    };
+    front.answer(Call::Add, work).await
+}
+
+async fn remove(State(front): State<Arc<Front>>, request: Request) -> Response<Body> {
+    let work = async {
+        let bytes = body::read(request, &front.options).await?;
+        let (key, options) = body::parse_key(&bytes)?;
+        let answer = front.api.remove(key.clone(), options).await?;
+        Ok((outcome(answer.verdict), render::answer(Call::Remove, key.as_str(), &answer)))
+    };
+    front.answer(Call::Remove, work).await
+}
+
+async fn nodes(State(front): State<Arc<Front>>) -> Response<Body> {
+    let work = async { Ok((Outcome::Success, render::nodes(&front.api.nodes()))) };
+    front.answer(Call::Nodes, work).await
+}
+
+// The operator's routes below pass by the cap: they are wanted most when the node is overloaded.
+
+async fn health() -> Response<Body> {
+    render::fine("The process is running.")
+}
+
+async fn readiness(State(front): State<Arc<Front>>) -> Response<Body> {
+    match front.api.readiness() {
+        Ok(()) => render::fine("The node is ready."),
+        Err(reason) => render::refusal(&Refusal::new(Code::NotReady, reason)),
+    }
+}
+
+async fn cluster(State(front): State<Arc<Front>>) -> Response<Body> {
+    render::cluster(&front.api.cluster())
+}
+
+async fn scrape(State(front): State<Arc<Front>>) -> Response<Body> {
+    let mut response = Response::new(Body::from(front.exporter.render()));
+    let content_type = HeaderValue::from_static(CONTENT_TYPE);
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+async fn not_found(State(front): State<Arc<Front>>) -> Response<Body> {
+    let message = "there is nothing at this path; the calls are POST /get, POST /add, \
+                   DELETE /remove and GET /nodes";
+    front.answer(Call::Other, async { Err(Refusal::new(Code::NotFound, message)) }).await
+}
+
+/// The router adds the `Allow` header.
+async fn method_not_allowed(State(front): State<Arc<Front>>) -> Response<Body> {
+    let message = "this path does not take this method; the calls are POST /get, POST /add, \
+                   DELETE /remove and GET /nodes";
+    front.answer(Call::Other, async { Err(Refusal::new(Code::MethodNotAllowed, message)) }).await
+}
+
+const fn outcome(verdict: Verdict) -> Outcome {
+    match verdict {
+        Verdict::Success => Outcome::Success,
+        Verdict::Partial => Outcome::Partial,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::{Digest, Member, MemberState, NodeId, Phase, QuorumSpec, Timestamp, Value};
+    use crate::ports::{
+        Answer, ClientError, ClusterStatus, LogStats, MemberStatus, MockClientApi, NodeStats,
+        NodeStatus, RequestOptions, StoreStats,
+    };
+    use axum::http::{Method, StatusCode};
+    use proptest::prelude::*;
+    use std::time::Duration;
+    use tower::ServiceExt;
+
+    const TIMESTAMP: u64 = 1_700_000_000_123_456_789;
+    const SHOWN: &str = "2023-11-14T22:13:20.123456789Z";
+
+    fn found(value: Option<&str>) -> Answer {
+        Answer {
+            verdict: Verdict::Success,
+            value: value.map(Value::new),
+            timestamp: value.map(|_| Timestamp::from_nanos(TIMESTAMP)),
+            required: 2,
+            achieved: 3,
+        }
+    }
+
+    fn app(api: MockClientApi) -> Router {
+        router(Arc::new(api), HttpOptions::default(), Arc::default())
+    }
+
+    fn request(method: Method, path: &str, body: impl Into<Body>) -> Request {
+        axum::http::Request::builder().method(method).uri(path).body(body.into()).unwrap()
+    }
+
+    async fn send(app: &Router, request: Request) -> (Response<()>, String) {
+        let (head, body) = app.clone().oneshot(request).await.unwrap().into_parts();
+        let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        (Response::from_parts(head, ()), String::from_utf8(bytes.to_vec()).unwrap())
+    }
+
+    async fn post(app: &Router, path: &str, body: &'static str) -> (u16, String) {
+        let method = if path == "/remove" { Method::DELETE } else { Method::POST };
+        let (head, text) = send(app, request(method, path, body)).await;
+        assert_eq!(head.headers()[header::CONTENT_TYPE], "application/json");
+        (head.status().as_u16(), text)
+    }
+
+    async fn get_from(app: &Router, path: &str) -> (u16, String) {
+        let (head, text) = send(app, request(Method::GET, path, Body::empty())).await;
+        (head.status().as_u16(), text)
+    }
+
+    #[tokio::test]
+    async fn get_answers_with_the_value_and_its_version() {
+        let mut api = MockClientApi::new();
+        api.expect_get().return_once(|_, _| Ok(found(Some("v"))));
+        let (status, body) = post(&app(api), "/get", r#"{"key":"k"}"#).await;
+        assert_eq!(status, 200);
+        assert_eq!(
+            body,
+            format!(
+                r#"{{"status":"success","key":"k","value":"v","timestamp":"{SHOWN}","quorum":{{"required":2,"achieved":3}},"message":"Operation completed successfully."}}"#
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn an_absent_key_is_a_success_without_value_and_timestamp() {
+        let mut api = MockClientApi::new();
+        api.expect_get().return_once(|_, _| Ok(found(None)));
+        api.expect_remove().return_once(|_, _| Ok(found(None)));
+        let app = app(api);
+        for path in ["/get", "/remove"] {
+            let (status, body) = post(&app, path, r#"{"key":"k"}"#).await;
+            assert_eq!(status, 200);
+            assert_eq!(
+                body,
+                r#"{"status":"success","key":"k","value":null,"timestamp":null,"quorum":{"required":2,"achieved":3},"message":"The key does not exist."}"#
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn add_answers_with_what_was_written() {
+        let mut api = MockClientApi::new();
+        api.expect_add()
+            .withf(|key, value, options| {
+                key.as_str() == "a b"
+                    && value.as_str() == "\"\n"
+                    && *options == RequestOptions::default()
+            })
+            .return_once(|_, value, _| Ok(found(Some(value.as_str()))));
+        let (status, body) = post(&app(api), "/add", r#"{"key":"a b","value":"\"\n"}"#).await;
+        assert_eq!(status, 200);
+        assert_eq!(
+            body,
+            format!(
+                r#"{{"status":"success","key":"a b","value":"\"\n","timestamp":"{SHOWN}","quorum":{{"required":2,"achieved":3}},"message":"Operation completed successfully."}}"#
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn remove_answers_with_what_was_removed() {
+        let mut api = MockClientApi::new();
+        api.expect_remove().return_once(|_, _| Ok(found(Some("old"))));
+        let (status, body) = post(&app(api), "/remove", r#"{"key":"k"}"#).await;
+        assert_eq!(status, 200);
+        assert!(
+            body.starts_with(r#"{"status":"success","key":"k","value":"old","timestamp":"2023"#)
+        );
+        assert!(body.ends_with(r#""message":"Key successfully removed."}"#), "{body}");
+    }
+
+    #[tokio::test]
+    async fn a_missed_quorum_is_partial_and_says_that_it_may_have_happened() {
+        let mut api = MockClientApi::new();
+        api.expect_add().return_once(|_, _, _| {
+            Ok(Answer { verdict: Verdict::Partial, achieved: 1, ..found(Some("v")) })
+        });
+        let (status, body) = post(&app(api), "/add", r#"{"key":"k","value":"v"}"#).await;
+        assert_eq!(status, 200);
+        assert!(body.starts_with(r#"{"status":"partial","key":"k","value":"v""#), "{body}");
+        assert!(body.contains(r#""quorum":{"required":2,"achieved":1}"#), "{body}");
+        assert!(body.contains("1 of the 2") && body.contains("may have happened"), "{body}");
+    }
+
+    #[tokio::test]
+    async fn options_of_a_request_reach_the_port() {
+        let mut api = MockClientApi::new();
+        let expected = RequestOptions {
+            quorum: Some(QuorumSpec::Majority),
+            timeout: Some(Duration::from_millis(150)),
+        };
+        api.expect_get()
+            .withf(move |_, options| *options == expected)
+            .return_once(|_, _| Ok(found(None)));
+        let body = r#"{"key":"k","quorum":"majority","timeout_ms":150}"#;
+        assert_eq!(post(&app(api), "/get", body).await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn errors_of_the_port_become_statuses_and_codes() {
+        let cases = [
+            (ClientError::NotReady("joining".into()), 503, "not_ready"),
+            (ClientError::Overloaded("the log is behind"), 503, "overloaded"),
+            (ClientError::ShuttingDown, 503, "shutting_down"),
+            (ClientError::TooLarge { bytes: 2, max_bytes: 1 }, 413, "too_large"),
+            (ClientError::DiskFull, 507, "disk_full"),
+            (ClientError::Vetoed { hook: "h", reason: "no".into() }, 403, "vetoed"),
+        ];
+        for (error, status, code) in cases {
+            let message = error.to_string();
+            let mut api = MockClientApi::new();
+            api.expect_add().return_once(|_, _, _| Err(error));
+            let body = r#"{"key":"k","value":"v"}"#;
+            let (head, text) = send(&app(api), request(Method::POST, "/add", body)).await;
+            assert_eq!(head.status().as_u16(), status);
+            let expected = format!(r#"{{"status":"error","code":"{code}","message":"{message}"}}"#);
+            assert_eq!(text, expected);
+            let retry = head.headers().get(header::RETRY_AFTER).map(|v| v.to_str().unwrap());
+            assert_eq!(retry, (status == 503).then_some("1"));
+        }
+    }
+
+    #[tokio::test]
+    async fn an_unknown_path_is_not_found() {
+        let app = app(MockClientApi::new());
+        for path in ["/", "/gets", "/get/", "/get/k"] {
+            let (status, body) = get_from(&app, path).await;
+            assert_eq!(status, 404, "{path}");
+            assert!(body.starts_with(r#"{"status":"error","code":"not_found","message":""#));
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrong_method_is_told_the_right_one() {
+        let app = app(MockClientApi::new());
+        for (method, path, allow) in [
+            (Method::GET, "/get", "POST"),
+            (Method::PUT, "/add", "POST"),
+            (Method::POST, "/remove", "DELETE"),
+            (Method::POST, "/nodes", "GET,HEAD"),
+        ] {
+            let (head, body) = send(&app, request(method, path, "{}")).await;
+            assert_eq!(head.status(), StatusCode::METHOD_NOT_ALLOWED);
+            assert_eq!(head.headers()[header::ALLOW], allow);
+            assert!(
+                body.starts_with(r#"{"status":"error","code":"method_not_allowed","message":""#)
+            );
+        }
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_not_said_to_be_json_is_refused() {
+        let app = app(MockClientApi::new());
+        let mut request = request(Method::POST, "/get", r#"{"key":"k"}"#);
+        let plain = HeaderValue::from_static("text/plain");
+        request.headers_mut().insert(header::CONTENT_TYPE, plain);
+        let (head, body) = send(&app, request).await;
+        assert_eq!(head.status(), StatusCode::UNSUPPORTED_MEDIA_TYPE);
+        assert!(body.starts_with(r#"{"status":"error","code":"unsupported_media_type","#));
+    }
+
+    #[tokio::test]
+    async fn a_bad_body_is_refused_on_every_call_that_takes_one() {
+        let app = app(MockClientApi::new());
+        for path in ["/get", "/add", "/remove"] {
+            for body in ["", "{", "[]", "{}", r#"{"key":""}"#, r#"{"key":"k","x":1}"#] {
+                let (status, text) = post(&app, path, body).await;
+                assert_eq!(status, 400, "{path} {body}");
+                assert!(text.starts_with(r#"{"status":"error","code":"bad_request","message":""#));
+            }
+        }
+        assert_eq!(post(&app, "/get", r#"{"key":"k","value":"v"}"#).await.0, 400);
+    }
+
+    #[tokio::test]
+    async fn a_body_over_the_limit_is_too_large() {
+        let options = HttpOptions { max_body_bytes: 10, ..HttpOptions::default() };
+        let app = router(Arc::new(MockClientApi::new()), options, Arc::default());
+        let (status, body) = post(&app, "/get", r#"{"key":"kkkkk"}"#).await;
+        assert_eq!(status, 413);
+        assert!(body.starts_with(r#"{"status":"error","code":"too_large","message":""#));
+        assert!(body.contains("max_body_bytes"));
+    }
+
+    #[tokio::test]
+    async fn what_is_above_the_cap_is_shed_before_its_body_is_read() {
+        let options = HttpOptions { max_in_flight: 0, ..HttpOptions::default() };
+        let app = router(Arc::new(MockClientApi::new()), options, Arc::default());
+        let never = futures_util::stream::pending::<std::result::Result<&[u8], std::io::Error>>();
+        let never = Body::from_stream(never);
+        let (head, body) = send(&app, request(Method::POST, "/add", never)).await;
+        assert_eq!(head.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(head.headers()[header::RETRY_AFTER], "1");
+        assert!(body.starts_with(r#"{"status":"error","code":"overloaded","message":""#));
+        assert_eq!(get_from(&app, "/healthz").await.0, 200);
+    }
+
+    #[tokio::test]
+    async fn a_request_makes_room_when_it_ends() {
+        let options = HttpOptions { max_in_flight: 1, ..HttpOptions::default() };
+        let mut api = MockClientApi::new();
+        api.expect_get().times(3).returning(|_, _| Ok(found(None)));
+        let app = router(Arc::new(api), options, Arc::default());
+        for _ in 0..3 {
+            assert_eq!(post(&app, "/get", r#"{"key":"k"}"#).await.0, 200);
+        }
+    }
+
+    #[tokio::test]
+    async fn nodes_lists_the_addresses() {
+        let mut api = MockClientApi::new();
+        api.expect_nodes().return_once(|| vec!["10.0.0.2:50071".into(), "b:1".into()]);
+        let (status, body) = get_from(&app(api), "/nodes").await;
+        assert_eq!(status, 200);
+        assert_eq!(body, r#"{"status":"success","nodes":["10.0.0.2:50071","b:1"]}"#);
+    }
+
+    #[tokio::test]
+    async fn no_other_nodes_are_an_empty_list() {
+        let mut api = MockClientApi::new();
+        api.expect_nodes().return_once(Vec::new);
+        assert_eq!(get_from(&app(api), "/nodes").await.1, r#"{"status":"success","nodes":[]}"#);
+    }
+
+    #[tokio::test]
+    async fn readiness_gives_the_reason_why_not() {
+        let mut api = MockClientApi::new();
+        api.expect_readiness().times(1).return_once(|| Ok(()));
+        assert_eq!(
+            get_from(&app(api), "/readyz").await,
+            (200, r#"{"status":"success","message":"The node is ready."}"#.to_owned())
+        );
+        let mut api = MockClientApi::new();
+        api.expect_readiness().return_once(|| Err("joining: 3 of 9 chunks".into()));
+        let ready = request(Method::GET, "/readyz", Body::empty());
+        let (head, body) = send(&app(api), ready).await;
+        assert_eq!(head.status(), StatusCode::SERVICE_UNAVAILABLE);
+        assert_eq!(head.headers()[header::RETRY_AFTER], "1");
+        assert_eq!(
+            body,
+            r#"{"status":"error","code":"not_ready","message":"joining: 3 of 9 chunks"}"#
+        );
+    }
+
+    fn member(id: u64) -> Member {
+        Member {
+            id: NodeId::new(id),
+            generation: 1,
+            phase: Phase::Whole,
+            grpc_addr: format!("10.0.0.{id}:50071"),
+            http_addr: format!("10.0.0.{id}:3000"),
+        }
+    }
+
+    fn two_nodes() -> ClusterStatus {
+        let state = MemberState::Suspect;
+        ClusterStatus {
+            cluster: "lally".into(),
+            node: NodeStatus { member: member(1), state: MemberState::Alive },
+            members: vec![MemberStatus { member: member(2), state, hints: 7, in_sync: false }],
+            store: StoreStats { keys: 10, tombstones: 2, payload_bytes: 300 },
+            digest: Digest::default(),
+        }
+    }
+
+    #[tokio::test]
+    async fn cluster_shows_this_node_the_others_and_the_digest() {
+        let mut api = MockClientApi::new();
+        api.expect_cluster().return_once(two_nodes);
+        let (status, body) = get_from(&app(api), "/cluster").await;
+        assert_eq!(status, 200);
+        assert_eq!(
+            body,
+            concat!(
+                r#"{"status":"success","cluster":"lally","#,
+                r#""node":{"id":"0000000000000001","grpc_addr":"10.0.0.1:50071","#,
+                r#""http_addr":"10.0.0.1:3000","state":"alive"},"#,
+                r#""members":[{"id":"0000000000000002","grpc_addr":"10.0.0.2:50071","#,
+                r#""http_addr":"10.0.0.2:3000","state":"suspect","hints":7,"in_sync":false}],"#,
+                r#""keys":10,"tombstones":2,"digest":"0000000000000000"}"#
+            )
+        );
+    }
+
+    #[tokio::test]
+    async fn metrics_show_requests_members_and_the_node() {
+        let mut api = MockClientApi::new();
+        api.expect_get().return_once(|_, _| Ok(found(None)));
+        api.expect_cluster().returning(two_nodes);
+        api.expect_readiness().returning(|| Ok(()));
+        api.expect_stats().returning(|| NodeStats {
+            store: two_nodes().store,
+            log: LogStats { bytes: 4_096, appended: 12, syncs: 3 },
+            read_repairs: 5,
+            ..NodeStats::default()
+        });
+        let app = app(api);
+        post(&app, "/get", r#"{"key":"k"}"#).await;
+        post(&app, "/get", "{}").await;
+        get_from(&app, "/nothing").await;
+        let (head, text) = send(&app, request(Method::GET, "/metrics", Body::empty())).await;
+        assert_eq!(head.headers()[header::CONTENT_TYPE], CONTENT_TYPE);
+        for line in [
+            r#"lally_requests_total{call="get",status="success"} 1"#,
+            r#"lally_requests_total{call="get",status="bad_request"} 1"#,
+            r#"lally_requests_total{call="other",status="not_found"} 1"#,
+            r#"lally_requests_total{call="add",status="success"} 0"#,
+            r#"lally_request_duration_seconds_count{call="get"} 2"#,
+            r#"lally_request_duration_seconds_bucket{le="+Inf",call="get"} 2"#,
+            r#"lally_members{state="suspect"} 1"#,
+            r#"lally_members{state="alive"} 0"#,
+            "lally_hints_pending 7",
+            "lally_keys 10",
+            "lally_tombstones 2",
+            "lally_payload_bytes 300",
+            "lally_log_bytes 4096",
+            "lally_log_appended_records_total 12",
+            "lally_log_syncs_total 3",
+            "lally_read_repairs_total 5",
+            "lally_drift_refusals_total 0",
+            "lally_ready 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
+        }
+        assert!(text.ends_with("# EOF\n"));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, cases: 128, ..ProptestConfig::default() })]
+
+        #[test]
+        fn any_body_gets_an_answer_or_a_refusal(
+            raw in proptest::collection::vec(any::<u8>(), 0..64),
+            json in r#"\{"key":"[a-z\\"]{0,3}"(,"(value|quorum|x)":("v"|1|null|\[\]))?\}"#,
+        ) {
+            let mut api = MockClientApi::new();
+            api.expect_get().returning(|_, _| Ok(found(None)));
+            api.expect_add().returning(|_, value, _| Ok(found(Some(value.as_str()))));
+            api.expect_remove().returning(|_, _| Ok(found(None)));
+            let app = app(api);
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+            let paths = [(Method::POST, "/get"), (Method::POST, "/add"), (Method::DELETE, "/remove")];
+            for (method, path) in paths {
+                for body in [raw.clone(), json.clone().into_bytes()] {
+                    let (head, text) =
+                        runtime.block_on(send(&app, request(method.clone(), path, body)));
+                    prop_assert!(head.status() == 200 || head.status().is_client_error());
+                    let answer: serde_json::Value = serde_json::from_str(&text).unwrap();
+                    prop_assert_eq!(answer["status"] == "error", head.status() != 200);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,338 @@
+//! Serving connections, from the first to the last.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::pin::pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use axum_server::Handle;
+use tokio_util::sync::CancellationToken;
+
+use crate::ports::ClientApi;
+
+use super::connections::Limit;
+use super::metrics::Metrics;
+use super::{HttpOptions, routes};
+
+/// Header lines per request.
+const MAX_HEADERS: usize = 64;
+
+/// Bytes of a request's head, and of what is buffered of its body.
+const MAX_HEAD_BYTES: usize = 16 * 1_024;
+
+/// Serves the API on this listener until `stop` is cancelled: then new connections are refused,
+/// idle ones closed, and running requests finished, for at most [`HttpOptions::drain`]. Returns
+/// when the last connection is gone.
+///
+/// Cancel safety: dropping the future closes the listener and every connection at once.
+///
+/// # Errors
+/// When the listener cannot be used. What goes wrong on a connection ends that connection only.
+pub async fn serve(
+    listener: TcpListener,
+    api: Arc<dyn ClientApi>,
+    options: HttpOptions,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let metrics = Arc::new(Metrics::default());
+    let router = routes::router(api, options, Arc::clone(&metrics));
+    let accepting = Arc::clone(&metrics);
+    let handle = Handle::<SocketAddr>::new();
+    let _closed_at_the_latest = CloseOnDrop(handle.clone());
+
+    let mut server = axum_server::from_tcp(listener)?
+        .acceptor(Limit::new(options.max_connections, metrics))
+        .handle(handle.clone())
+        .accept_error_handler(move |client, error| report_accept_error(&accepting, client, error))
+        // The timeout below begins with the previous response, so it has to allow for idle
+        // connections; this one keeps a new connection from sending its head drop by drop.
+        .first_request_timeout(options.header_read_timeout)
+        .http1_only();
+    server
+        .http_builder()
+        .http1()
+        .max_headers(MAX_HEADERS)
+        .max_buf_size(MAX_HEAD_BYTES)
+        .header_read_timeout(options.keep_alive_timeout);
+
+    let mut serving = pin!(server.serve(router.into_make_service()));
+    tokio::select! {
+        ended = &mut serving => return ended,
+        () = stop.cancelled() => handle.graceful_shutdown(Some(options.drain)),
+    }
+    serving.await
+}
+
+/// Without a client it is the listener that fails, twenty times a second for as long as there are
+/// no file descriptors, say: every doubling of the count is reported. With a client it is a
+/// connection above the limit, which has been counted, or one that was gone before it began.
+fn report_accept_error(metrics: &Metrics, client: Option<&SocketAddr>, error: &io::Error) {
+    if client.is_some() {
+        return;
+    }
+    let failures = metrics.accept_failures.fetch_add(1, Ordering::Relaxed) + 1;
+    if failures.is_power_of_two() {
+        tracing::warn!(%error, failures, "clients' connections cannot be accepted");
+    }
+}
+
+struct CloseOnDrop(Handle<SocketAddr>);
+
+impl Drop for CloseOnDrop {
+    fn drop(&mut self) {
+        self.0.shutdown();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Key;
+    use crate::ports::{Answer, MockClientApi, RequestOptions, Verdict};
+    use std::future::Future;
+    use std::time::Duration;
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpStream;
+    use tokio_util::task::TaskTracker;
+
+    /// Longer than anything here takes; reached only by a bug.
+    const PATIENCE: Duration = Duration::from_secs(20);
+
+    const GET: &[u8] =
+        b"POST /get HTTP/1.1\r\nhost: x\r\ncontent-length: 11\r\n\r\n{\"key\":\"k\"}";
+
+    struct Running {
+        addr: SocketAddr,
+        stop: CancellationToken,
+        ended: tokio::task::JoinHandle<io::Result<()>>,
+    }
+
+    fn start(api: Arc<dyn ClientApi>, options: HttpOptions) -> Running {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let ended = TaskTracker::new().spawn(serve(listener, api, options, stop.clone()));
+        Running { addr, stop, ended }
+    }
+
+    fn absent() -> Answer {
+        let verdict = Verdict::Success;
+        Answer { verdict, value: None, timestamp: None, required: 1, achieved: 1 }
+    }
+
+    fn answering() -> Arc<dyn ClientApi> {
+        let mut api = MockClientApi::new();
+        api.expect_get().returning(|_, _| Ok(absent()));
+        Arc::new(api)
+    }
+
+    async fn soon<T>(future: impl Future<Output = T>) -> T {
+        tokio::time::timeout(PATIENCE, future).await.expect("this does not come to an end")
+    }
+
+    /// Reads one response with a JSON body, up to its closing brace.
+    async fn response(stream: &mut TcpStream) -> String {
+        let mut text = Vec::new();
+        while !text.ends_with(b"\"}") {
+            let read = soon(stream.read_buf(&mut text)).await.unwrap();
+            assert_ne!(read, 0, "the connection ended: {}", String::from_utf8_lossy(&text));
+        }
+        String::from_utf8(text).unwrap()
+    }
+
+    /// Whether the other side ends the connection without another byte.
+    async fn is_closed(stream: &mut TcpStream) -> bool {
+        matches!(soon(stream.read(&mut [0; 64])).await, Ok(0) | Err(_))
+    }
+
+    #[tokio::test]
+    async fn a_connection_serves_one_request_after_the_other() {
+        let server = start(answering(), HttpOptions::default());
+        let mut client = TcpStream::connect(server.addr).await.unwrap();
+        for _ in 0..3 {
+            client.write_all(GET).await.unwrap();
+            let text = response(&mut client).await;
+            assert!(text.starts_with("HTTP/1.1 200 OK\r\n"), "{text}");
+            assert!(text.contains("content-type: application/json\r\n"), "{text}");
+        }
+    }
+
+    #[tokio::test]
+    async fn idle_connections_do_not_hold_up_the_stop() {
+        let drain = Duration::from_secs(600);
+        let server = start(answering(), HttpOptions { drain, ..HttpOptions::default() });
+        let mut used = TcpStream::connect(server.addr).await.unwrap();
+        used.write_all(GET).await.unwrap();
+        response(&mut used).await;
+        let mut unused = TcpStream::connect(server.addr).await.unwrap();
+        server.stop.cancel();
+        soon(server.ended).await.unwrap().unwrap();
+        assert!(is_closed(&mut used).await && is_closed(&mut unused).await);
+        assert!(TcpStream::connect(server.addr).await.is_err());
+    }
+
+    /// A port whose `get` says when it was called, and answers when told to.
+    struct Held {
+        called: tokio::sync::Notify,
+        go_on: tokio::sync::Notify,
+    }
+
+    #[async_trait::async_trait]
+    impl ClientApi for Held {
+        async fn get(
+            &self,
+            _: Key,
+            _: RequestOptions,
+        ) -> Result<Answer, crate::ports::ClientError> {
+            self.called.notify_one();
+            self.go_on.notified().await;
+            Ok(absent())
+        }
+
+        async fn add(
+            &self,
+            _: Key,
+            _: crate::domain::Value,
+            _: RequestOptions,
+        ) -> Result<Answer, crate::ports::ClientError> {
+            Ok(absent())
+        }
+
+        async fn remove(
+            &self,
+            _: Key,
+            _: RequestOptions,
+        ) -> Result<Answer, crate::ports::ClientError> {
+            Ok(absent())
+        }
+
+        fn nodes(&self) -> Vec<String> {
+            Vec::new()
+        }
+
+        fn readiness(&self) -> Result<(), String> {
+            Ok(())
+        }
+
+        fn cluster(&self) -> crate::ports::ClusterStatus {
+            unreachable!("nobody asks")
+        }
+
+        fn stats(&self) -> crate::ports::NodeStats {
+            crate::ports::NodeStats::default()
+        }
+    }
+
+    fn held() -> Arc<Held> {
+        Arc::new(Held { called: tokio::sync::Notify::new(), go_on: tokio::sync::Notify::new() })
+    }
+
+    #[tokio::test]
+    async fn a_running_request_is_finished_before_the_stop() {
+        let api = held();
+        let server = start(Arc::<Held>::clone(&api), HttpOptions::default());
+        let mut client = TcpStream::connect(server.addr).await.unwrap();
+        client.write_all(GET).await.unwrap();
+        soon(api.called.notified()).await;
+        server.stop.cancel();
+        api.go_on.notify_one();
+        let text = response(&mut client).await;
+        assert!(text.contains("connection: close\r\n"), "{text}");
+        soon(server.ended).await.unwrap().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_request_that_does_not_end_holds_up_the_stop_for_the_drain_time_only() {
+        let api = held();
+        let drain = Duration::from_millis(50);
+        let options = HttpOptions { drain, ..HttpOptions::default() };
+        let server = start(Arc::<Held>::clone(&api), options);
+        let mut client = TcpStream::connect(server.addr).await.unwrap();
+        client.write_all(GET).await.unwrap();
+        soon(api.called.notified()).await;
+        server.stop.cancel();
+        soon(server.ended).await.unwrap().unwrap();
+        assert!(is_closed(&mut client).await);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_slow_with_its_head_is_cut_off() {
+        let header_read_timeout = Duration::from_millis(50);
+        let options = HttpOptions { header_read_timeout, ..HttpOptions::default() };
+        let server = start(answering(), options);
+        let mut silent = TcpStream::connect(server.addr).await.unwrap();
+        let mut slow = TcpStream::connect(server.addr).await.unwrap();
+        slow.write_all(b"POST /get HTTP/1.1\r\nhost: x\r\n").await.unwrap();
+        assert!(is_closed(&mut silent).await && is_closed(&mut slow).await);
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_stays_idle_is_closed_in_the_end() {
+        let keep_alive_timeout = Duration::from_millis(50);
+        let options = HttpOptions { keep_alive_timeout, ..HttpOptions::default() };
+        let server = start(answering(), options);
+        let mut client = TcpStream::connect(server.addr).await.unwrap();
+        client.write_all(GET).await.unwrap();
+        response(&mut client).await;
+        assert!(is_closed(&mut client).await);
+    }
+
+    #[tokio::test]
+    async fn a_client_that_is_slow_with_its_body_is_told_so() {
+        let body_read_timeout = Duration::from_millis(50);
+        let options = HttpOptions { body_read_timeout, ..HttpOptions::default() };
+        let server = start(answering(), options);
+        let mut client = TcpStream::connect(server.addr).await.unwrap();
+        client.write_all(&GET[..GET.len() - 1]).await.unwrap();
+        let text = response(&mut client).await;
+        assert!(text.starts_with("HTTP/1.1 408"), "{text}");
+        assert!(text.contains("request_timeout"), "{text}");
+        assert!(is_closed(&mut client).await);
+    }
+
+    #[tokio::test]
+    async fn a_connection_above_the_limit_is_closed_at_once() {
+        let options = HttpOptions { max_connections: 1, ..HttpOptions::default() };
+        let server = start(answering(), options);
+        let mut first = TcpStream::connect(server.addr).await.unwrap();
+        first.write_all(GET).await.unwrap();
+        response(&mut first).await;
+        let mut second = TcpStream::connect(server.addr).await.unwrap();
+        assert!(is_closed(&mut second).await);
+        first.write_all(GET).await.unwrap();
+        response(&mut first).await;
+    }
+
+    #[tokio::test]
+    async fn a_body_that_is_too_long_is_read_so_that_the_client_gets_the_answer() {
+        let server = start(answering(), HttpOptions::default());
+        let mut client = TcpStream::connect(server.addr).await.unwrap();
+        let length = 5 * 1_024 * 1_024;
+        let head = format!("POST /get HTTP/1.1\r\nhost: x\r\ncontent-length: {length}\r\n\r\n");
+        client.write_all(head.as_bytes()).await.unwrap();
+        soon(client.write_all(&vec![b' '; length])).await.unwrap();
+        let text = response(&mut client).await;
+        assert!(text.starts_with("HTTP/1.1 413"), "{text}");
+        client.write_all(GET).await.unwrap();
+        assert!(response(&mut client).await.starts_with("HTTP/1.1 200"));
+    }
+
+    #[tokio::test]
+    async fn a_dropped_server_leaves_nothing_behind() {
+        let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let stop = CancellationToken::new();
+        let options = HttpOptions::default();
+        let mut serving = Box::pin(serve(listener, answering(), options, stop));
+        let mut client = TcpStream::connect(addr).await.unwrap();
+        client.write_all(GET).await.unwrap();
+        tokio::select! {
+            _ = &mut serving => panic!("it ended"),
+            _ = response(&mut client) => {}
+        }
+        drop(serving);
+        assert!(is_closed(&mut client).await);
+        assert!(TcpStream::connect(addr).await.is_err());
+    }
+}
