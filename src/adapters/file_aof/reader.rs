@@ -48,7 +48,8 @@ pub(super) fn read_all(
     cluster: &str,
     mut visit: impl FnMut(LogRecord),
 ) -> Result<Option<(Replayed, End)>, LogError> {
-    let total_bytes: u64 = segments.iter().filter_map(|path| path.metadata().ok()).map(|m| m.len()).sum();
+    let total_bytes: u64 =
+        segments.iter().filter_map(|path| path.metadata().ok()).map(|m| m.len()).sum();
     let mut progress = Progress::new(total_bytes);
     let mut last: Option<End> = None;
     for path in segments {

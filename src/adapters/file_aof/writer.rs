@@ -110,7 +110,10 @@ impl Writer {
             syncs: AtomicU64::new(0),
         });
         let for_thread = Arc::clone(&shared);
-        let work = move |disk, policy| run(&for_thread, disk, policy, position.good_bytes);
+        let work = move |disk, policy| {
+            let (shared, good_bytes) = (&*for_thread, position.good_bytes);
+            Thread { shared, disk, policy, good_bytes, unforced_since: None }.run();
+        };
         (Self { shared, salt: position.salt, queue_bytes, queue_wait }, work)
     }
 
@@ -283,87 +286,273 @@ impl Shared {
     }
 }
 
-/// The thread.
-fn run(shared: &Shared, mut disk: Box<dyn Disk>, policy: FsyncPolicy, mut good_bytes: u64) {
-    // When the oldest data that is not forced yet was written.
-    let mut unforced_since: Option<Instant> = None;
-    loop {
-        let sync_due = unforced_since
-            .filter(|_| policy == FsyncPolicy::EverySec)
-            .map(|since| since + SYNC_EVERY);
-        let outcome = match shared.next_task(sync_due) {
-            Task::Write(batch) => {
-                let written =
-                    write(shared, disk.as_mut(), batch, policy, &mut good_bytes);
-                if written == Ok(true) {
-                    unforced_since.get_or_insert_with(Instant::now);
+/// The thread that owns the file.
+struct Thread<'a> {
+    shared: &'a Shared,
+    disk: Box<dyn Disk>,
+    policy: FsyncPolicy,
+    /// Length of the file up to the end of the last complete batch.
+    good_bytes: u64,
+    /// When the oldest data that is not forced to the device yet was written.
+    unforced_since: Option<Instant>,
+}
+
+impl Thread<'_> {
+    fn run(mut self) {
+        loop {
+            let outcome = match self.shared.next_task(self.sync_due()) {
+                Task::Write(batch) => self.write(batch).and_then(|()| self.sync_if_due()),
+                Task::Sync => self.sync(),
+                Task::End => {
+                    if self.unforced_since.is_some()
+                        && let Err(error) = self.sync()
+                    {
+                        self.shared.fail(&error);
+                    }
+                    return;
                 }
-                let overdue = sync_due.is_some_and(|due| Instant::now() >= due);
-                written.and_then(|_| if overdue { sync(shared, disk.as_mut()) } else { Ok(()) })
-                    .map(|()| if overdue { unforced_since = None })
+            };
+            if let Err(error) = outcome {
+                return self.shared.fail(&error);
             }
-            Task::Sync => sync(shared, disk.as_mut()).map(|()| unforced_since = None),
-            Task::End => {
-                if unforced_since.is_some()
-                    && let Err(error) = sync(shared, disk.as_mut())
-                {
-                    shared.fail(&error);
-                }
-                return;
-            }
-        };
-        if let Err(error) = outcome {
-            return shared.fail(&error);
         }
     }
+
+    /// Writes a batch and completes it. An error ends the log.
+    fn write(&mut self, batch: Batch) -> Result<(), LogError> {
+        if let Err(error) = self.disk.append(&batch.bytes) {
+            return self.undo(batch, &error);
+        }
+        self.unforced_since.get_or_insert_with(Instant::now);
+        if self.policy == FsyncPolicy::Always
+            && let Err(error) = self.sync()
+        {
+            self.shared.complete(batch, &Err(error.clone()));
+            return Err(error);
+        }
+        self.good_bytes += batch.bytes.len() as u64;
+        self.shared.bytes.store(self.good_bytes, Ordering::Relaxed);
+        self.shared.appended.fetch_add(batch.records, Ordering::Relaxed);
+        self.shared.complete(batch, &Ok(()));
+        Ok(())
+    }
+
+    /// Takes back what a failed write left in the file.
+    fn undo(&mut self, batch: Batch, error: &io::Error) -> Result<(), LogError> {
+        let full =
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        let undone = self.disk.truncate(self.good_bytes);
+        if full && undone.is_ok() {
+            tracing::warn!(%error, "disk full: writes are refused until there is space");
+            self.shared.refuse(batch, LogError::DiskFull);
+            return Ok(());
+        }
+        let failed = LogError::Failed(format!("write: {error}"));
+        self.shared.complete(batch, &Err(failed.clone()));
+        Err(failed)
+    }
+
+    /// With `everysec`: when acknowledged data must be forced to the device.
+    fn sync_due(&self) -> Option<Instant> {
+        let since = self.unforced_since.filter(|_| self.policy == FsyncPolicy::EverySec);
+        since.map(|since| since + SYNC_EVERY)
+    }
+
+    fn sync_if_due(&mut self) -> Result<(), LogError> {
+        match self.sync_due() {
+            Some(due) if Instant::now() >= due => self.sync(),
+            _ => Ok(()),
+        }
+    }
+
+    fn sync(&mut self) -> Result<(), LogError> {
+        self.shared.syncs.fetch_add(1, Ordering::Relaxed);
+        self.unforced_since = None;
+        self.disk.sync().map_err(|error| LogError::Failed(format!("fdatasync: {error}")))
+    }
 }
 
-/// Writes a batch and completes it. `Ok(true)`: the file has data that is not forced; an error ends
-/// the log.
-fn write(
-    shared: &Shared,
-    disk: &mut dyn Disk,
-    batch: Batch,
-    policy: FsyncPolicy,
-    good_bytes: &mut u64,
-) -> Result<bool, LogError> {
-    if let Err(error) = disk.append(&batch.bytes) {
-        return undo(shared, disk, batch, &error, *good_bytes).map(|()| false);
-    }
-    if policy == FsyncPolicy::Always
-        && let Err(error) = sync(shared, disk)
-    {
-        shared.complete(batch, &Err(error.clone()));
-        return Err(error);
-    }
-    *good_bytes += batch.bytes.len() as u64;
-    shared.bytes.store(*good_bytes, Ordering::Relaxed);
-    shared.appended.fetch_add(batch.records, Ordering::Relaxed);
-    shared.complete(batch, &Ok(()));
-    Ok(policy != FsyncPolicy::Always)
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::Timestamp;
 
-/// Takes back what a failed write left in the file.
-fn undo(
-    shared: &Shared,
-    disk: &mut dyn Disk,
-    batch: Batch,
-    error: &io::Error,
-    good_bytes: u64,
-) -> Result<(), LogError> {
-    let full = matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-    let undone = disk.truncate(good_bytes);
-    if full && undone.is_ok() {
-        tracing::warn!(%error, "disk full: writes are refused until there is space");
-        shared.refuse(batch, LogError::DiskFull);
-        return Ok(());
+    /// A file in memory that fails when it is told to.
+    #[derive(Default)]
+    struct Faulty {
+        bytes: Vec<u8>,
+        /// Appends fail like this, after half of the bytes.
+        append_error: Option<i32>,
+        sync_error: bool,
+        /// Syncs wait for a token each.
+        sync_gate: Option<std::sync::mpsc::Receiver<()>>,
     }
-    let failed = LogError::Failed(format!("write: {error}"));
-    shared.complete(batch, &Err(failed.clone()));
-    Err(failed)
-}
 
-fn sync(shared: &Shared, disk: &mut dyn Disk) -> Result<(), LogError> {
-    shared.syncs.fetch_add(1, Ordering::Relaxed);
-    disk.sync().map_err(|error| LogError::Failed(format!("fdatasync: {error}")))
+    const ENOSPC: i32 = 28;
+    const EIO: i32 = 5;
+
+    impl Disk for Arc<Mutex<Faulty>> {
+        fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+            let mut faulty = self.lock().unwrap();
+            if let Some(code) = faulty.append_error {
+                faulty.bytes.extend_from_slice(&bytes[..bytes.len() / 2]);
+                return Err(io::Error::from_raw_os_error(code));
+            }
+            faulty.bytes.extend_from_slice(bytes);
+            Ok(())
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            let gate = self.lock().unwrap().sync_gate.take();
+            if let Some(gate) = gate {
+                gate.recv().unwrap();
+                self.lock().unwrap().sync_gate = Some(gate);
+            }
+            let failing = self.lock().unwrap().sync_error;
+            if failing { Err(io::Error::from_raw_os_error(EIO)) } else { Ok(()) }
+        }
+
+        fn truncate(&mut self, length: u64) -> io::Result<()> {
+            self.lock().unwrap().bytes.truncate(usize::try_from(length).unwrap());
+            Ok(())
+        }
+    }
+
+    struct Log {
+        writer: Arc<Writer>,
+        disk: Arc<Mutex<Faulty>>,
+        thread: std::thread::JoinHandle<()>,
+    }
+
+    fn start(policy: FsyncPolicy, queue_bytes: usize, faulty: Faulty) -> Log {
+        let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
+        let (writer, work) = Writer::new(position, queue_bytes, Duration::from_millis(20));
+        let disk = Arc::new(Mutex::new(faulty));
+        let owned = Box::new(Arc::clone(&disk));
+        let thread = std::thread::spawn(move || work(owned, policy));
+        Log { writer: Arc::new(writer), disk, thread }
+    }
+
+    fn record(n: u64) -> LogRecord {
+        LogRecord::ClockBound(Timestamp::from_nanos(n))
+    }
+
+    /// The bytes of these records, numbered from 1.
+    fn encoded(records: &[LogRecord]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (sequence, record) in (1..).zip(records) {
+            encode(record, sequence, 7, &mut bytes);
+        }
+        bytes
+    }
+
+    #[tokio::test]
+    async fn what_was_acknowledged_is_in_the_file() {
+        for policy in [FsyncPolicy::Always, FsyncPolicy::EverySec, FsyncPolicy::Never] {
+            let log = start(policy, 1 << 20, Faulty::default());
+            for n in 0..10 {
+                log.writer.append(&[record(n)]).await.unwrap();
+                let expected: Vec<_> = (0..=n).map(record).collect();
+                assert_eq!(log.disk.lock().unwrap().bytes, encoded(&expected));
+            }
+            log.writer.close();
+            log.thread.join().unwrap();
+            let stats = log.writer.stats();
+            assert_eq!(stats.appended, 10);
+            assert_eq!(stats.syncs, if policy == FsyncPolicy::Always { 10 } else { 1 });
+        }
+    }
+
+    #[tokio::test]
+    async fn appends_that_wait_for_a_sync_share_the_next_one() {
+        let (open, gate) = std::sync::mpsc::sync_channel(64);
+        let faulty = Faulty { sync_gate: Some(gate), ..Faulty::default() };
+        let log = start(FsyncPolicy::Always, 1 << 20, faulty);
+        let appends: Vec<_> = (0..64)
+            .map(|n| {
+                let writer = Arc::clone(&log.writer);
+                async move { writer.append(&[record(n)]).await }
+            })
+            .collect();
+        // All are queued before the first sync may end.
+        let opening = async {
+            for _ in 0..64 {
+                open.send(()).unwrap();
+            }
+        };
+        let all = futures_util::future::join_all(appends);
+        let (outcomes, ()) = futures_util::future::join(all, opening).await;
+        assert!(outcomes.iter().all(Result::is_ok));
+        assert!(log.writer.stats().syncs <= 3, "{:?}", log.writer.stats());
+    }
+
+    #[tokio::test]
+    async fn a_full_disk_refuses_leaves_no_trace_and_goes_on_without_a_gap() {
+        let log = start(FsyncPolicy::Never, 1 << 20, Faulty::default());
+        log.writer.append(&[record(1)]).await.unwrap();
+        log.disk.lock().unwrap().append_error = Some(ENOSPC);
+        for _ in 0..3 {
+            assert_eq!(log.writer.append(&[record(2), record(3)]).await, Err(LogError::DiskFull));
+            assert_eq!(log.disk.lock().unwrap().bytes, encoded(&[record(1)]));
+        }
+        log.disk.lock().unwrap().append_error = None;
+        log.writer.append(&[record(4)]).await.unwrap();
+        assert_eq!(log.disk.lock().unwrap().bytes, encoded(&[record(1), record(4)]));
+        assert_eq!(log.writer.failure(), None);
+    }
+
+    #[tokio::test]
+    async fn a_failed_write_or_sync_ends_the_log_for_good() {
+        for (append_error, sync_error) in [(Some(EIO), false), (None, true)] {
+            let faulty = Faulty { append_error, sync_error, ..Faulty::default() };
+            let log = start(FsyncPolicy::Always, 1 << 20, faulty);
+            let failed = log.writer.append(&[record(1)]).await.unwrap_err();
+            assert!(matches!(failed, LogError::Failed(_)), "{failed}");
+            assert_eq!(log.writer.failed().await, failed);
+            *log.disk.lock().unwrap() = Faulty::default();
+            assert_eq!(log.writer.append(&[record(2)]).await, Err(failed));
+            log.thread.join().unwrap();
+            assert_eq!(log.writer.stats().appended, 0);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_full_queue_refuses_after_a_while_and_takes_more_when_there_is_room() {
+        let (open, gate) = std::sync::mpsc::sync_channel(64);
+        let faulty = Faulty { sync_gate: Some(gate), ..Faulty::default() };
+        let log = start(FsyncPolicy::Always, 100, faulty);
+        let records = [record(1)];
+        let first = log.writer.append(&records);
+        let rest = async {
+            while log.writer.stats().syncs == 0 {
+                tokio::task::yield_now().await;
+            }
+            assert_eq!(log.writer.append(&[record(2)]).await, Err(LogError::Overloaded));
+            open.send(()).unwrap();
+            open.send(()).unwrap();
+            log.writer.append(&[record(3)]).await.unwrap();
+        };
+        let (first, ()) = futures_util::future::join(first, rest).await;
+        first.unwrap();
+        let expected = encoded(&[record(1), record(3)]);
+        assert_eq!(log.disk.lock().unwrap().bytes, expected);
+    }
+
+    #[tokio::test]
+    async fn a_batch_larger_than_the_queue_is_taken_by_an_empty_one() {
+        let log = start(FsyncPolicy::Never, 10, Faulty::default());
+        log.writer.append(&[record(1), record(2)]).await.unwrap();
+        assert_eq!(log.disk.lock().unwrap().bytes, encoded(&[record(1), record(2)]));
+    }
+
+    #[tokio::test]
+    async fn closing_writes_what_is_queued_and_refuses_more() {
+        let log = start(FsyncPolicy::Never, 1 << 20, Faulty::default());
+        log.writer.append(&[record(1)]).await.unwrap();
+        log.writer.close();
+        log.writer.close();
+        assert_eq!(log.writer.append(&[record(2)]).await, Err(LogError::Closed));
+        log.thread.join().unwrap();
+        assert_eq!(log.writer.stats().syncs, 1);
+    }
 }

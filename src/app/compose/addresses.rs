@@ -3,7 +3,7 @@
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, ToSocketAddrs, UdpSocket};
 
-use crate::adapters::config::Config;
+use crate::adapters::config::{AdvertiseAddr, Config, SeedAddr};
 
 use super::errors::RunError;
 
@@ -23,12 +23,13 @@ impl Addresses {
         refuse_unreachable_seeds(config)?;
         let (http, http_at) = listen(config.bind, config.http_port, "--http-port")?;
         let (grpc, grpc_at) = listen(config.bind, config.grpc_port, "--grpc-port")?;
-        let (host, port) = match &config.advertise_addr {
-            Some(advertised) => (advertised.host.clone(), advertised.port),
-            None => (host_for_others(config), None),
-        };
-        let http_addr = format!("{host}:{}", http_at.port());
-        let grpc_addr = format!("{host}:{}", port.unwrap_or(grpc_at.port()));
+        let advertised = config.advertise_addr.clone().unwrap_or_else(|| AdvertiseAddr {
+            host: host_for_others(config).to_string(),
+            port: None,
+        });
+        let grpc_addr = advertised.with_port(grpc_at.port());
+        let for_clients = AdvertiseAddr { port: None, ..advertised };
+        let http_addr = for_clients.with_port(http_at.port());
         Ok(Self { http, grpc, http_addr, grpc_addr })
     }
 }
@@ -40,7 +41,7 @@ fn refuse_unreachable_seeds(config: &Config) -> Result<(), RunError> {
         return Ok(());
     }
     for seed in &config.seed_nodes {
-        let resolved: Vec<_> = seed.to_socket_addrs().map(Iterator::collect).unwrap_or_default();
+        let resolved = resolve(seed);
         if !resolved.is_empty() && resolved.iter().all(|addr| !addr.ip().is_loopback()) {
             return Err(RunError::Usage(format!(
                 "seed_node {seed} is on another host, which cannot reach this node on {}; add --bind with an address that it can reach, or --bind 0.0.0.0",
@@ -66,23 +67,24 @@ fn listen(
 
 /// The bind address, unless it is a wildcard: then the local address of the route to a seed, or
 /// else of the default route.
-fn host_for_others(config: &Config) -> String {
-    let ip = if config.bind.is_unspecified() {
+fn host_for_others(config: &Config) -> IpAddr {
+    if config.bind.is_unspecified() {
         let documentation_net = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9));
-        let seeds = config.seed_nodes.iter().filter_map(|seed| seed.to_socket_addrs().ok());
-        let targets = seeds.flatten().chain([documentation_net]);
-        let routed = targets.filter_map(|target| local_address_towards(target).ok());
-        routed.into_iter().find(|ip| !ip.is_unspecified()).unwrap_or_else(|| {
+        let seeds = config.seed_nodes.iter().flat_map(resolve);
+        let mut routed = seeds.chain([documentation_net]).filter_map(|target| local_address_towards(target).ok());
+        routed.find(|ip| !ip.is_unspecified()).unwrap_or_else(|| {
             tracing::warn!("no route to other hosts: advertising 127.0.0.1; see --advertise-addr");
             IpAddr::V4(Ipv4Addr::LOCALHOST)
         })
     } else {
         config.bind
-    };
-    match ip {
-        IpAddr::V4(ip) => ip.to_string(),
-        IpAddr::V6(ip) => format!("[{ip}]"),
     }
+}
+
+/// The addresses of a seed now; none if its name does not resolve.
+fn resolve(seed: &SeedAddr) -> Vec<SocketAddr> {
+    let addrs = (seed.host.as_str(), seed.port).to_socket_addrs();
+    addrs.map(Iterator::collect).unwrap_or_default()
 }
 
 /// Asks the routing table; a UDP connect sends nothing.

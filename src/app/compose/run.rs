@@ -37,7 +37,7 @@ pub trait Signals: Send {
 pub async fn run(config: Config, signals: &mut impl Signals) -> Result<(), RunError> {
     let addresses = Addresses::open(&config)?;
     tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
-    let storage = Storage::open(&config, &addresses).await?;
+    let storage = Storage::open(&config).await?;
     tracing::info!(path = %config.data_dir.display(), "data directory");
     let running = Running::start(&config, addresses, storage).await?;
     let outcome = tokio::select! {
