@@ -1,1 +1,22 @@
-//! grpc
+//! Peers over gRPC (`lally.v1`).
+//!
+//! * `peers` is the `PeerTransport`: this node's side towards others. Per peer there are three
+//!   connections: `link`s carry reads and writes on one long-lived stream, control calls and gossip
+//!   have one to themselves, so that bulk transfer on the third never delays them.
+//! * `server` and `streams` answer others.
+//! * `handshake` is what every call carries and how a refusal travels; `convert` turns messages into
+//!   values and back; `fragments` carries what is larger than a message; `wire` is generated.
+//!
+//! No type of tonic or prost leaves this module.
+
+mod convert;
+mod fragments;
+mod handshake;
+mod link;
+mod peers;
+mod server;
+mod streams;
+mod wire;
+
+pub use peers::{GrpcOptions, GrpcPeers};
+pub use server::{ServerOptions, serve};

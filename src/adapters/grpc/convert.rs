@@ -1,0 +1,294 @@
+//! Messages into values and back. What comes in is checked here, field by field: nothing a peer
+//! sends is believed, and nothing it leaves out makes this node panic.
+
+use std::str;
+
+use bytes::Bytes;
+use tonic::Status;
+
+use crate::domain::{
+    BUCKETS, Bucket, BucketSet, Entry, Key, KeyedEntry, Member, NodeId, Phase, Timestamp, Value,
+    Version,
+};
+use crate::ports::{Announcement, EntryChunk, PeerError, ProtocolRange, WriteReply};
+
+use super::wire;
+
+/// Longest value that any node may be configured to take.
+const MAX_VALUE_BYTES: usize = 16 << 20;
+
+/// Longest address in a member's record.
+const MAX_ADDR_BYTES: usize = 512;
+
+/// What is wrong with a message.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Malformed(pub(super) String);
+
+impl From<&str> for Malformed {
+    fn from(what: &str) -> Self {
+        Self(what.to_owned())
+    }
+}
+
+impl From<Malformed> for Status {
+    fn from(malformed: Malformed) -> Self {
+        Self::invalid_argument(malformed.0)
+    }
+}
+
+impl From<Malformed> for PeerError {
+    fn from(malformed: Malformed) -> Self {
+        Self::Protocol(malformed.0)
+    }
+}
+
+pub(super) fn keyed_to_wire(keyed: &KeyedEntry) -> wire::Entry {
+    let key = Bytes::copy_from_slice(keyed.key.as_str().as_bytes());
+    wire::Entry { key, ..entry_to_wire(&keyed.entry) }
+}
+
+pub(super) fn keyed_from_wire(entry: &wire::Entry) -> Result<KeyedEntry, Malformed> {
+    Ok(KeyedEntry::new(key_from_wire(&entry.key)?, entry_from_wire(entry)?))
+}
+
+/// Without the key, which is known from the request.
+pub(super) fn entry_to_wire(entry: &Entry) -> wire::Entry {
+    wire::Entry {
+        key: Bytes::new(),
+        timestamp: entry.version.timestamp.as_nanos(),
+        node: entry.version.node.as_u64(),
+        value: entry.value().map(|value| Bytes::copy_from_slice(value.as_str().as_bytes())),
+    }
+}
+
+pub(super) fn entry_from_wire(entry: &wire::Entry) -> Result<Entry, Malformed> {
+    let version = version(entry.timestamp, entry.node);
+    let Some(value) = &entry.value else { return Ok(Entry::tombstone(version)) };
+    if value.len() > MAX_VALUE_BYTES {
+        return Err(Malformed(format!("a value of {} bytes", value.len())));
+    }
+    // Copied: a value must not keep the frame alive that it came in.
+    let text = str::from_utf8(value).map_err(|_| Malformed::from("a value that is not UTF-8"))?;
+    Ok(Entry::live(version, Value::new(text)))
+}
+
+pub(super) fn key_from_wire(key: &[u8]) -> Result<Key, Malformed> {
+    let text = str::from_utf8(key).map_err(|_| Malformed::from("a key that is not UTF-8"))?;
+    Key::new(text).map_err(|error| Malformed(error.to_string()))
+}
+
+pub(super) fn reply_from_wire(reply: wire::reply::Kind) -> Result<WriteReply, PeerError> {
+    match reply {
+        wire::reply::Kind::Applied(applied) => {
+            let previous = applied.previous.as_ref().map(entry_from_wire).transpose()?;
+            Ok(WriteReply::Applied { previous })
+        }
+        wire::reply::Kind::Superseded(by) => {
+            Ok(WriteReply::Superseded { by: version(by.timestamp, by.node) })
+        }
+        wire::reply::Kind::Rejected(why) => Err(PeerError::Rejected(why)),
+        wire::reply::Kind::Copy(_) => Err(Malformed::from("a copy in answer to a write").into()),
+    }
+}
+
+pub(super) fn reply_to_wire<E: ToString>(reply: Result<WriteReply, E>) -> wire::reply::Kind {
+    match reply {
+        Ok(WriteReply::Applied { previous }) => {
+            let previous = previous.as_ref().map(entry_to_wire);
+            wire::reply::Kind::Applied(wire::Applied { previous })
+        }
+        Ok(WriteReply::Superseded { by }) => wire::reply::Kind::Superseded(wire::Version {
+            timestamp: by.timestamp.as_nanos(),
+            node: by.node.as_u64(),
+        }),
+        Err(error) => wire::reply::Kind::Rejected(error.to_string()),
+    }
+}
+
+pub(super) fn copy_from_wire(reply: wire::reply::Kind) -> Result<Option<Entry>, PeerError> {
+    match reply {
+        wire::reply::Kind::Copy(copy) => {
+            Ok(copy.entry.as_ref().map(entry_from_wire).transpose()?)
+        }
+        wire::reply::Kind::Rejected(why) => Err(PeerError::Rejected(why)),
+        _ => Err(Malformed::from("the answer to a write, to a read").into()),
+    }
+}
+
+pub(super) fn copy_to_wire(copy: Option<&Entry>) -> wire::reply::Kind {
+    wire::reply::Kind::Copy(wire::Copy { entry: copy.map(entry_to_wire) })
+}
+
+pub(super) fn chunk_to_wire(chunk: &EntryChunk) -> wire::Chunk {
+    wire::Chunk {
+        entries: chunk.entries.iter().map(keyed_to_wire).collect(),
+        complete_through: chunk
+            .complete_through
+            .and_then(|bucket| u32::try_from(bucket.index()).ok()),
+        fragment: None,
+    }
+}
+
+pub(super) fn chunk_from_wire(chunk: &wire::Chunk) -> Result<EntryChunk, Malformed> {
+    let entries = chunk.entries.iter().map(keyed_from_wire).collect::<Result<_, _>>()?;
+    let complete_through = chunk.complete_through.map(u16::try_from).transpose();
+    let complete_through = complete_through.map_err(|_| Malformed::from("a bucket too high"))?;
+    Ok(EntryChunk { entries, complete_through: complete_through.map(Bucket::new) })
+}
+
+pub(super) fn buckets_from_wire(bitmap: &[u8]) -> Result<BucketSet, Malformed> {
+    BucketSet::from_bytes(bitmap)
+        .ok_or_else(|| Malformed(format!("a bitmap of {} bytes for buckets", bitmap.len())))
+}
+
+pub(super) fn digests_from_wire(digests: Vec<u64>) -> Result<Vec<u64>, Malformed> {
+    if digests.len() == BUCKETS {
+        return Ok(digests);
+    }
+    Err(Malformed(format!("digests of {} buckets; expected {BUCKETS}", digests.len())))
+}
+
+pub(super) fn announcement_to_wire(announcement: &Announcement) -> wire::Announcement {
+    wire::Announcement {
+        cluster: announcement.cluster.clone(),
+        protocol_min: announcement.protocol.min,
+        protocol_max: announcement.protocol.max,
+        sender: Some(member_to_wire(&announcement.sender)),
+        members: announcement.members.iter().map(member_to_wire).collect(),
+    }
+}
+
+pub(super) fn announcement_from_wire(
+    announcement: wire::Announcement,
+) -> Result<Announcement, Malformed> {
+    let sender = announcement.sender.ok_or("an announcement without a sender")?;
+    let (min, max) = (announcement.protocol_min, announcement.protocol_max);
+    Ok(Announcement {
+        cluster: announcement.cluster,
+        protocol: ProtocolRange { min, max },
+        sender: member_from_wire(sender)?,
+        members: announcement
+            .members
+            .into_iter()
+            .map(member_from_wire)
+            .collect::<Result<_, _>>()?,
+    })
+}
+
+fn member_to_wire(member: &Member) -> wire::Member {
+    let phase = match member.phase {
+        Phase::Joining => wire::Phase::Joining,
+        Phase::Whole => wire::Phase::Whole,
+        Phase::Left => wire::Phase::Left,
+    };
+    wire::Member {
+        id: member.id.as_u64(),
+        generation: member.generation,
+        phase: phase.into(),
+        grpc_addr: member.grpc_addr.clone(),
+        http_addr: member.http_addr.clone(),
+    }
+}
+
+fn member_from_wire(member: wire::Member) -> Result<Member, Malformed> {
+    let phase = match member.phase() {
+        wire::Phase::Joining => Phase::Joining,
+        wire::Phase::Whole => Phase::Whole,
+        wire::Phase::Left => Phase::Left,
+        wire::Phase::Unspecified => return Err("a member without a phase".into()),
+    };
+    let addrs = [&member.grpc_addr, &member.http_addr];
+    if addrs.iter().any(|addr| addr.is_empty() || addr.len() > MAX_ADDR_BYTES) {
+        return Err("a member without an address, or with one that is too long".into());
+    }
+    Ok(Member {
+        id: NodeId::new(member.id),
+        generation: member.generation,
+        phase,
+        grpc_addr: member.grpc_addr,
+        http_addr: member.http_addr,
+    })
+}
+
+const fn version(timestamp: u64, node: u64) -> Version {
+    Version::new(Timestamp::from_nanos(timestamp), NodeId::new(node))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::{ProptestConfig, any, prop_assert_eq, proptest};
+    use prost::Message;
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn an_entry_survives_the_wire(
+            key in ".{1,40}", value in proptest::option::of(".{0,100}"),
+            time in any::<u64>(), node in any::<u64>()
+        ) {
+            let version = version(time, node);
+            let entry = value.map_or(Entry::tombstone(version), |v| Entry::live(version, Value::new(&v)));
+            let keyed = KeyedEntry::new(Key::new(&key).unwrap(), entry);
+            let bytes = keyed_to_wire(&keyed).encode_to_vec();
+            let decoded = wire::Entry::decode(bytes.as_slice()).unwrap();
+            prop_assert_eq!(keyed_from_wire(&decoded), Ok(keyed));
+        }
+
+        #[test]
+        fn no_bytes_make_a_conversion_panic(bytes in proptest::collection::vec(any::<u8>(), 0..300)) {
+            if let Ok(batch) = wire::RequestBatch::decode(bytes.as_slice()) {
+                for request in batch.requests {
+                    match request.kind {
+                        Some(wire::request::Kind::Write(entry)) => drop(keyed_from_wire(&entry)),
+                        Some(wire::request::Kind::Read(key)) => drop(key_from_wire(&key)),
+                        None => {}
+                    }
+                }
+            }
+            if let Ok(batch) = wire::ReplyBatch::decode(bytes.as_slice()) {
+                for kind in batch.replies.into_iter().filter_map(|reply| reply.kind) {
+                    drop(reply_from_wire(kind.clone()));
+                    drop(copy_from_wire(kind));
+                }
+            }
+            if let Ok(announcement) = wire::Announcement::decode(bytes.as_slice()) {
+                drop(announcement_from_wire(announcement));
+            }
+            if let Ok(chunk) = wire::Chunk::decode(bytes.as_slice()) {
+                drop(chunk_from_wire(&chunk));
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_missing_or_out_of_bounds_is_refused() {
+        let entry = wire::Entry { key: "k".into(), timestamp: 1, node: 1, value: None };
+        let no_key = wire::Entry { key: Bytes::new(), ..entry.clone() };
+        let long_key = wire::Entry { key: vec![b'k'; 1_025].into(), ..entry.clone() };
+        let no_utf8 = wire::Entry { value: Some(vec![0xff].into()), ..entry };
+        for entry in [no_key, long_key, no_utf8] {
+            assert!(keyed_from_wire(&entry).is_err());
+        }
+        assert!(announcement_from_wire(wire::Announcement::default()).is_err());
+        assert!(buckets_from_wire(&[0; 8_191]).is_err());
+        assert!(digests_from_wire(vec![0; 65_535]).is_err());
+        let chunk = wire::Chunk { complete_through: Some(65_536), ..wire::Chunk::default() };
+        assert!(chunk_from_wire(&chunk).is_err());
+    }
+
+    #[test]
+    fn a_member_survives_the_wire() {
+        for phase in [Phase::Joining, Phase::Whole, Phase::Left] {
+            let member = Member {
+                id: NodeId::new(1),
+                generation: 2,
+                phase,
+                grpc_addr: "a:1".into(),
+                http_addr: "a:2".into(),
+            };
+            assert_eq!(member_from_wire(member_to_wire(&member)), Ok(member));
+        }
+    }
+}

@@ -1,0 +1,346 @@
+//! `GrpcPeers`: the peers of this node, over gRPC.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Status, Streaming};
+
+use crate::domain::{BucketSet, Digest, Entry, Key, KeyedEntry, NodeId};
+use crate::ports::{
+    Announcement, EntryChunk, EntryStream, Peer, PeerError, PeerTransport, WriteReply,
+};
+
+use super::convert::{
+    announcement_from_wire, announcement_to_wire, chunk_from_wire, chunk_to_wire, copy_from_wire,
+    digests_from_wire, keyed_to_wire, reply_from_wire,
+};
+use super::fragments::{MAX_MESSAGE_BYTES, Reassembly, split};
+use super::handshake::{Handshake, error};
+use super::link::Link;
+use super::wire::peer_client::PeerClient;
+use super::wire::{BucketDigestsRequest, Chunk, DigestRequest, GossipPacket, PullRequest, request};
+
+/// How long a connection may take to come about.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// A connection that is silent for this long is asked whether it lives, and has this long to say so.
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long a pull may take to begin.
+const PULL_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Packets of the failure detector that wait for one address; more are dropped.
+const GOSSIP_QUEUE: usize = 64;
+
+/// A gossip stream that ended is not opened again before this time has passed.
+const GOSSIP_RETRY: Duration = Duration::from_millis(200);
+
+/// How this node presents itself to its peers.
+#[derive(Debug, Clone)]
+pub struct GrpcOptions {
+    cluster: String,
+    me: NodeId,
+    random_seed: u64,
+}
+
+impl GrpcOptions {
+    /// A node of this cluster and id; the seed is that of the jitter of its backoff.
+    pub fn new(cluster: &str, me: NodeId, random_seed: u64) -> Self {
+        Self { cluster: cluster.to_owned(), me, random_seed }
+    }
+}
+
+/// The way to all peers.
+pub struct GrpcPeers {
+    handshake: Handshake,
+    /// Read on every call, replaced when a peer appears or moves.
+    links: ArcSwap<HashMap<NodeId, Arc<Link>>>,
+    places: Mutex<Places>,
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+struct Places {
+    by_addr: HashMap<String, Place>,
+    random: StdRng,
+}
+
+/// The connections to one address. Each connects when it is first used, and again when it broke.
+#[derive(Clone)]
+struct Place {
+    data: Channel,
+    control: Channel,
+    bulk: Channel,
+    gossip: mpsc::Sender<GossipPacket>,
+}
+
+impl GrpcPeers {
+    /// A transport that is connected to nobody yet.
+    pub fn new(options: GrpcOptions) -> Arc<Self> {
+        let random = StdRng::seed_from_u64(options.random_seed);
+        Arc::new(Self {
+            handshake: Handshake { cluster: options.cluster, me: options.me },
+            links: ArcSwap::default(),
+            places: Mutex::new(Places { by_addr: HashMap::new(), random }),
+            tasks: TaskTracker::new(),
+            stop: CancellationToken::new(),
+        })
+    }
+
+    fn link(&self, peer: &Peer) -> Result<Arc<Link>, PeerError> {
+        if let Some(link) = self.links.load().get(&peer.id)
+            && link.addr == peer.addr
+            && !link.is_closed()
+        {
+            return Ok(Arc::clone(link));
+        }
+        self.open_link(peer)
+    }
+
+    /// A link to a peer that appeared or moved.
+    fn open_link(&self, peer: &Peer) -> Result<Arc<Link>, PeerError> {
+        let channel = self.place(&peer.addr)?.data;
+        let mut places = self.places();
+        let open = self.links.load();
+        if let Some(link) = open.get(&peer.id).filter(|l| l.addr == peer.addr && !l.is_closed()) {
+            return Ok(Arc::clone(link));
+        }
+        let mut random = StdRng::seed_from_u64(places.random.random());
+        let jitter = move |time: Duration| time.mul_f64(random.random_range(0.5..1.0));
+        let handshake = self.handshake.clone();
+        let (link, task) = Link::new(&peer.addr, peer.id, channel, handshake, jitter);
+        self.spawn(task);
+        let link = Arc::new(link);
+        let mut links = HashMap::clone(&open);
+        // The link it replaces, if there is one, ends when its last caller lets go of it.
+        links.insert(peer.id, Arc::clone(&link));
+        self.links.store(Arc::new(links));
+        drop(places);
+        Ok(link)
+    }
+
+    fn place(&self, addr: &str) -> Result<Place, PeerError> {
+        if self.stop.is_cancelled() {
+            return Err(PeerError::Unreachable("this node is stopping".into()));
+        }
+        let mut places = self.places();
+        if let Some(place) = places.by_addr.get(addr) {
+            return Ok(place.clone());
+        }
+        let endpoint = Endpoint::from_shared(format!("http://{addr}"))
+            .map_err(|error| PeerError::Unreachable(format!("{addr}: {error}")))?
+            .connect_timeout(CONNECT_TIMEOUT)
+            .tcp_nodelay(true)
+            .http2_keep_alive_interval(KEEP_ALIVE_EVERY)
+            .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
+            .keep_alive_while_idle(true);
+        let (gossip, packets) = mpsc::channel(GOSSIP_QUEUE);
+        let control = endpoint.connect_lazy();
+        self.spawn(send_gossip(control.clone(), self.handshake.clone(), packets));
+        let (data, bulk) = (endpoint.connect_lazy(), endpoint.connect_lazy());
+        let place = Place { data, control, bulk, gossip };
+        places.by_addr.insert(addr.to_owned(), place.clone());
+        drop(places);
+        Ok(place)
+    }
+
+    fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled_owned(work).await;
+        });
+    }
+
+    fn places(&self) -> MutexGuard<'_, Places> {
+        self.places.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl PeerTransport for GrpcPeers {
+    async fn write(
+        &self,
+        peer: &Peer,
+        write: KeyedEntry,
+        timeout: Duration,
+    ) -> Result<WriteReply, PeerError> {
+        let request = request::Kind::Write(keyed_to_wire(&write));
+        reply_from_wire(self.link(peer)?.call(request, timeout).await?)
+    }
+
+    async fn read(
+        &self,
+        peer: &Peer,
+        key: Key,
+        timeout: Duration,
+    ) -> Result<Option<Entry>, PeerError> {
+        let key = Bytes::copy_from_slice(key.as_str().as_bytes());
+        copy_from_wire(self.link(peer)?.call(request::Kind::Read(key), timeout).await?)
+    }
+
+    async fn announce(
+        &self,
+        addr: &str,
+        announcement: Announcement,
+        timeout: Duration,
+    ) -> Result<Announcement, PeerError> {
+        let mut client = client(self.place(addr)?.control);
+        let request = self.handshake.request(announcement_to_wire(&announcement), None);
+        let theirs = within(timeout, client.announce(request)).await?;
+        Ok(announcement_from_wire(theirs)?)
+    }
+
+    fn gossip(&self, addr: &str, packet: Vec<u8>) {
+        if let Ok(place) = self.place(addr) {
+            // A full queue drops the packet: the detector copes, and old news are worth little.
+            place.gossip.try_send(GossipPacket { packet: packet.into() }).ok();
+        }
+    }
+
+    async fn digest(&self, peer: &Peer, timeout: Duration) -> Result<Digest, PeerError> {
+        let mut client = client(self.place(&peer.addr)?.control);
+        let request = self.handshake.request(DigestRequest {}, Some(peer.id));
+        Ok(Digest::from_u64(within(timeout, client.digest(request)).await?.digest))
+    }
+
+    async fn bucket_digests(&self, peer: &Peer, timeout: Duration) -> Result<Vec<u64>, PeerError> {
+        let mut client = client(self.place(&peer.addr)?.bulk);
+        let request = self.handshake.request(BucketDigestsRequest {}, Some(peer.id));
+        Ok(digests_from_wire(within(timeout, client.bucket_digests(request)).await?.digests)?)
+    }
+
+    async fn pull(
+        &self,
+        peer: &Peer,
+        buckets: BucketSet,
+    ) -> Result<Box<dyn EntryStream>, PeerError> {
+        let mut client = client(self.place(&peer.addr)?.bulk);
+        let request = PullRequest { buckets: buckets.to_bytes().into() };
+        let request = self.handshake.request(request, Some(peer.id));
+        let chunks = within(PULL_TIMEOUT, client.pull(request)).await?;
+        Ok(Box::new(Chunks { chunks, reassembly: Reassembly::default() }))
+    }
+
+    async fn push(
+        &self,
+        peer: &Peer,
+        writes: Vec<KeyedEntry>,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        let mut client = client(self.place(&peer.addr)?.bulk);
+        let mut parts = Vec::new();
+        for entry in writes {
+            // One entry may be as large as a message: each travels by itself, cut if need be.
+            let chunk = EntryChunk { entries: vec![entry], complete_through: None };
+            append(&mut parts, chunk_to_wire(&chunk));
+        }
+        let request = self.handshake.request(tokio_stream::iter(parts), Some(peer.id));
+        within(timeout, client.push(request)).await.map(|_| ())
+    }
+
+    fn round_trip(&self, peer: NodeId) -> Option<Duration> {
+        self.links.load().get(&peer)?.round_trip()
+    }
+
+    async fn close(&self) {
+        self.stop.cancel();
+        self.tasks.close();
+        self.tasks.wait().await;
+        self.links.store(Arc::default());
+        self.places().by_addr.clear();
+    }
+}
+
+/// The entries of a peer, as they come.
+struct Chunks {
+    chunks: Streaming<Chunk>,
+    reassembly: Reassembly,
+}
+
+#[async_trait]
+impl EntryStream for Chunks {
+    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+        loop {
+            let part = match self.chunks.next().await? {
+                Ok(part) => part,
+                Err(status) => return Some(Err(error(&status))),
+            };
+            match self.reassembly.accept(part) {
+                Ok(Some(chunk)) => return Some(chunk_from_wire(&chunk).map_err(Into::into)),
+                Ok(None) => {}
+                Err(why) => return Some(Err(PeerError::Protocol(why))),
+            }
+        }
+    }
+}
+
+/// Adds a chunk to those before it: into the last one if both fit, else as messages of its own.
+fn append(parts: &mut Vec<Chunk>, chunk: Chunk) {
+    use prost::Message;
+    let bytes = chunk.encoded_len();
+    match parts.last_mut() {
+        Some(last)
+            if last.fragment.is_none()
+                && last.encoded_len() + bytes <= super::fragments::BATCH_BYTES / 2 =>
+        {
+            last.entries.extend(chunk.entries);
+        }
+        _ => parts.extend(split(chunk)),
+    }
+}
+
+fn client(channel: Channel) -> PeerClient<Channel> {
+    PeerClient::new(channel)
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES)
+}
+
+async fn within<T>(
+    timeout: Duration,
+    call: impl Future<Output = Result<tonic::Response<T>, Status>>,
+) -> Result<T, PeerError> {
+    match tokio::time::timeout(timeout, call).await {
+        Ok(Ok(response)) => Ok(response.into_inner()),
+        Ok(Err(status)) => Err(error(&status)),
+        Err(_) => Err(PeerError::TimedOut),
+    }
+}
+
+/// Sends packets to one address, on one stream for as long as it holds.
+async fn send_gossip(
+    channel: Channel,
+    handshake: Handshake,
+    mut packets: mpsc::Receiver<GossipPacket>,
+) {
+    while let Some(first) = packets.recv().await {
+        let (sender, stream) = mpsc::channel(GOSSIP_QUEUE);
+        let request = handshake.request(ReceiverStream::new(stream), None);
+        let mut client = client(channel.clone());
+        let feeding = async {
+            let mut next = Some(first);
+            while let Some(packet) = next {
+                if sender.send(packet).await.is_err() {
+                    return;
+                }
+                next = packets.recv().await;
+            }
+        };
+        tokio::select! {
+            () = feeding => {}
+            _ended = client.gossip(request) => tokio::time::sleep(GOSSIP_RETRY).await,
+        }
+    }
+}

@@ -1,0 +1,220 @@
+//! The server: what others ask of this node, over gRPC.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
+use tonic::{Request, Response, Status, Streaming};
+
+use crate::domain::NodeId;
+use crate::ports::{Origin, ReplicaApi};
+
+use super::convert::{
+    announcement_from_wire, announcement_to_wire, buckets_from_wire, chunk_from_wire,
+};
+use super::fragments::{MAX_MESSAGE_BYTES, Reassembly};
+use super::handshake::{Handshake, refused};
+use super::streams::{send_entries, serve_data};
+use super::wire::peer_server::{Peer, PeerServer};
+use super::wire::{
+    Announcement, BucketDigestsReply, BucketDigestsRequest, Chunk, DigestReply, DigestRequest,
+    GossipEnd, GossipPacket, PullRequest, PushReply, ReplyBatch, RequestBatch,
+};
+
+/// Calls at a time on one connection. (Tonic sets none by itself.)
+const MAX_STREAMS: u32 = 256;
+
+/// Streams that a client may reset before its connection is dropped: against rapid resets
+/// (CVE-2023-44487, RUSTSEC-2024-0332). (Tonic removes the default of the HTTP/2 library.)
+const MAX_RESETS: usize = 1_024;
+
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
+const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long open calls may take to end once the server is asked to stop.
+const DRAIN: Duration = Duration::from_secs(1);
+
+/// Messages that wait for a stream.
+const MESSAGES_AHEAD: usize = 16;
+
+/// Largest packet of the failure detector.
+const MAX_PACKET_BYTES: usize = 64 * 1_024;
+
+/// How this node presents itself to whoever calls.
+#[derive(Debug, Clone)]
+pub struct ServerOptions {
+    cluster: String,
+    me: NodeId,
+}
+
+impl ServerOptions {
+    /// A node of this cluster and id.
+    pub fn new(cluster: &str, me: NodeId) -> Self {
+        Self { cluster: cluster.to_owned(), me }
+    }
+}
+
+/// Answers peers until `stop`, and then for at most a second more. Writes that were taken are
+/// carried out in any case.
+///
+/// # Errors
+/// What the system says when it does not accept connections.
+pub async fn serve(
+    listener: std::net::TcpListener,
+    replica: Arc<dyn ReplicaApi>,
+    options: ServerOptions,
+    stop: CancellationToken,
+) -> io::Result<()> {
+    let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?);
+    let handshake = Handshake { cluster: options.cluster, me: options.me };
+    let tasks = TaskTracker::new();
+    let service =
+        PeerServer::new(Service { replica, handshake, tasks: tasks.clone(), stop: stop.clone() })
+            .max_decoding_message_size(MAX_MESSAGE_BYTES)
+            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let serving = Server::builder()
+        .max_concurrent_streams(MAX_STREAMS)
+        .http2_max_local_error_reset_streams(Some(MAX_RESETS))
+        .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
+        .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
+        .add_service(service)
+        .serve_with_incoming_shutdown(
+            incoming.with_nodelay(Some(true)),
+            stop.clone().cancelled_owned(),
+        );
+    let cut_off = async {
+        stop.cancelled().await;
+        tokio::time::sleep(DRAIN).await;
+    };
+    let outcome = tokio::select! {
+        served = serving => served.map_err(io::Error::other),
+        () = cut_off => Ok(()),
+    };
+    tasks.close();
+    tasks.wait().await;
+    outcome
+}
+
+struct Service {
+    replica: Arc<dyn ReplicaApi>,
+    handshake: Handshake,
+    /// Applies, which must not be cut off, and the streams they answer to.
+    tasks: TaskTracker,
+    stop: CancellationToken,
+}
+
+#[async_trait]
+impl Peer for Service {
+    async fn announce(
+        &self,
+        request: Request<Announcement>,
+    ) -> Result<Response<Announcement>, Status> {
+        // The port decides on cluster and protocol here: it knows what to say about them.
+        let theirs = announcement_from_wire(request.into_inner())?;
+        let ours = self.replica.announce(theirs).await.map_err(|refusal| refused(&refusal))?;
+        Ok(Response::new(announcement_to_wire(&ours)))
+    }
+
+    async fn gossip(
+        &self,
+        request: Request<Streaming<GossipPacket>>,
+    ) -> Result<Response<GossipEnd>, Status> {
+        self.handshake.check(request.metadata())?;
+        let mut packets = request.into_inner();
+        let receiving = async {
+            while let Some(packet) = packets.next().await {
+                let packet = packet?.packet;
+                if packet.len() > MAX_PACKET_BYTES {
+                    return Err(Status::invalid_argument("a packet that is too large"));
+                }
+                self.replica.gossip(&packet);
+            }
+            Ok(Response::new(GossipEnd {}))
+        };
+        tokio::select! {
+            ended = receiving => ended,
+            () = self.stop.cancelled() => Ok(Response::new(GossipEnd {})),
+        }
+    }
+
+    type DataStream = ReceiverStream<Result<ReplyBatch, Status>>;
+
+    async fn data(
+        &self,
+        request: Request<Streaming<RequestBatch>>,
+    ) -> Result<Response<Self::DataStream>, Status> {
+        self.handshake.check(request.metadata())?;
+        let (replies, stream) = mpsc::channel(MESSAGES_AHEAD);
+        let (replica, tasks) = (Arc::clone(&self.replica), self.tasks.clone());
+        let serving = serve_data(replica, request.into_inner(), replies, tasks);
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled_owned(serving).await;
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn digest(
+        &self,
+        request: Request<DigestRequest>,
+    ) -> Result<Response<DigestReply>, Status> {
+        self.handshake.check(request.metadata())?;
+        Ok(Response::new(DigestReply { digest: self.replica.digest().as_u64() }))
+    }
+
+    async fn bucket_digests(
+        &self,
+        request: Request<BucketDigestsRequest>,
+    ) -> Result<Response<BucketDigestsReply>, Status> {
+        self.handshake.check(request.metadata())?;
+        Ok(Response::new(BucketDigestsReply { digests: self.replica.bucket_digests() }))
+    }
+
+    type PullStream = ReceiverStream<Result<Chunk, Status>>;
+
+    async fn pull(
+        &self,
+        request: Request<PullRequest>,
+    ) -> Result<Response<Self::PullStream>, Status> {
+        self.handshake.check(request.metadata())?;
+        let buckets = buckets_from_wire(&request.into_inner().buckets)?;
+        let entries = self.replica.pull(buckets).await;
+        let (chunks, stream) = mpsc::channel(1);
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled_owned(send_entries(entries, chunks)).await;
+        });
+        Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn push(
+        &self,
+        request: Request<Streaming<Chunk>>,
+    ) -> Result<Response<PushReply>, Status> {
+        self.handshake.check(request.metadata())?;
+        let mut chunks = request.into_inner();
+        let mut reassembly = Reassembly::default();
+        while let Some(part) = chunks.next().await {
+            let Some(chunk) = reassembly.accept(part?).map_err(Status::invalid_argument)? else {
+                continue;
+            };
+            let entries = chunk_from_wire(&chunk)?.entries;
+            let replica = Arc::clone(&self.replica);
+            // In a task of its own: the caller may go away halfway, an apply must not.
+            let applying = async move { replica.apply(entries, Origin::Sync).await };
+            let replies = self.tasks.spawn(applying).await;
+            for reply in replies.map_err(|error| Status::internal(error.to_string()))? {
+                reply.map_err(|error| Status::aborted(error.to_string()))?;
+            }
+        }
+        Ok(Response::new(PushReply {}))
+    }
+}

@@ -1,0 +1,131 @@
+//! The server's side of long streams: the data plane, and entries for whoever pulls them.
+
+use std::sync::Arc;
+
+use futures_util::StreamExt;
+use tokio::sync::{Semaphore, mpsc};
+use tokio_util::task::TaskTracker;
+use tonic::{Status, Streaming};
+
+use crate::domain::KeyedEntry;
+use crate::ports::{EntryStream, Origin, ReplicaApi};
+
+use super::convert::{chunk_to_wire, copy_to_wire, key_from_wire, keyed_from_wire, reply_to_wire};
+use super::fragments::{Fragmented, Reassembly, split};
+use super::wire::{Chunk, Reply, ReplyBatch, RequestBatch, reply, request};
+
+/// Batches of one stream whose writes wait for the log at a time; then the stream is not read on.
+const BATCHES_AT_A_TIME: usize = 64;
+
+/// Answers the requests of one stream until it ends.
+pub(super) async fn serve_data(
+    replica: Arc<dyn ReplicaApi>,
+    mut requests: Streaming<RequestBatch>,
+    replies: mpsc::Sender<Result<ReplyBatch, Status>>,
+    tasks: TaskTracker,
+) {
+    let turns = Arc::new(Semaphore::new(BATCHES_AT_A_TIME));
+    let mut reassembly = Reassembly::default();
+    while let Some(Ok(part)) = requests.next().await {
+        let batch = match reassembly.accept(part) {
+            Ok(Some(batch)) => batch,
+            Ok(None) => continue,
+            Err(why) => {
+                replies.send(Err(Status::invalid_argument(why))).await.ok();
+                return;
+            }
+        };
+        let (answered, writes) = answer_reads(replica.as_ref(), batch);
+        if writes.ids.is_empty() {
+            send(&replies, ReplyBatch { replies: answered, fragment: None }).await;
+            continue;
+        }
+        let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
+        let (replica, replies) = (Arc::clone(&replica), replies.clone());
+        // In a task of its own: the stream may break halfway, an apply must not.
+        tasks.spawn(async move {
+            let mut answered = answered;
+            answered.extend(apply(replica.as_ref(), writes).await);
+            drop(turn);
+            send(&replies, ReplyBatch { replies: answered, fragment: None }).await;
+        });
+    }
+}
+
+/// Sends the entries of a stream, chunk by chunk, as fast as they are taken.
+pub(super) async fn send_entries(
+    mut entries: Box<dyn EntryStream>,
+    chunks: mpsc::Sender<Result<Chunk, Status>>,
+) {
+    while let Some(next) = entries.next().await {
+        match next {
+            Ok(chunk) => {
+                if !send(&chunks, chunk_to_wire(&chunk)).await {
+                    return;
+                }
+            }
+            Err(error) => {
+                chunks.send(Err(Status::aborted(error.to_string()))).await.ok();
+                return;
+            }
+        }
+    }
+}
+
+/// The writes of a batch, and the numbers of their requests.
+#[derive(Default)]
+struct Writes {
+    ids: Vec<u64>,
+    writes: Vec<KeyedEntry>,
+}
+
+/// Answers what needs no log: reads, and what is malformed.
+fn answer_reads(replica: &dyn ReplicaApi, batch: RequestBatch) -> (Vec<Reply>, Writes) {
+    let mut answered = Vec::new();
+    let mut writes = Writes::default();
+    for request in batch.requests {
+        let id = request.id;
+        let kind = match request.kind {
+            Some(request::Kind::Write(entry)) => match keyed_from_wire(&entry) {
+                Ok(write) => {
+                    writes.ids.push(id);
+                    writes.writes.push(write);
+                    continue;
+                }
+                Err(malformed) => reply::Kind::Rejected(malformed.0),
+            },
+            Some(request::Kind::Read(key)) => match key_from_wire(&key) {
+                Ok(key) => copy_to_wire(replica.read(&key).as_ref()),
+                Err(malformed) => reply::Kind::Rejected(malformed.0),
+            },
+            None => reply::Kind::Rejected("a request for nothing this node knows".into()),
+        };
+        answered.push(Reply { id, kind: Some(kind) });
+    }
+    (answered, writes)
+}
+
+async fn apply(replica: &dyn ReplicaApi, writes: Writes) -> Vec<Reply> {
+    let replies = replica.apply(writes.writes, Origin::Replica).await;
+    let numbered = writes.ids.into_iter().zip(replies);
+    numbered.map(|(id, reply)| Reply { id, kind: Some(reply_to_wire(reply)) }).collect()
+}
+
+/// Sends a message, in parts if it is too large; whether anybody takes it.
+async fn send<M: Fragmented>(to: &mpsc::Sender<Result<M, Status>>, message: M) -> bool {
+    // All parts through one reservation: parts of two messages must not mix.
+    let parts = split(message);
+    let Ok(places) = to.reserve_many(parts.len().min(to.max_capacity())).await else {
+        return false;
+    };
+    let mut parts = parts.into_iter();
+    for (place, part) in places.zip(parts.by_ref()) {
+        place.send(Ok(part));
+    }
+    for part in parts {
+        if to.send(Ok(part)).await.is_err() {
+            return false;
+        }
+    }
+    true
+}
