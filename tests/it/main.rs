@@ -1,3 +1,15 @@
 //! Integration tests, in one binary: every extra one would link everything again.
 
-fn main() {}
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    clippy::print_stderr,
+    missing_docs,
+    unreachable_pub,
+    reason = "a test that cannot go on should panic, and says so on stderr"
+)]
+
+mod process;
+mod tidy;
