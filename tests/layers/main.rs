@@ -11,6 +11,7 @@
     unreachable_pub,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
+    clippy::used_underscore_binding,
     reason = "half a crate, with nobody to use it, and its unit tests"
 )]
 

@@ -86,7 +86,7 @@ fn contradicting_lengths_do_not_smuggle_a_second_request() {
 #[test]
 fn too_many_and_too_long_headers_are_refused() {
     let mut node = Setup::new().start_ready();
-    let many: String = (0..200).map(|i| format!("x-{i}: y\r\n")).collect();
+    let many: String = "x-many: y\r\n".repeat(200);
     let long = format!("x: {}\r\n", "y".repeat(64 * 1024));
     for headers in [many, long] {
         let mut stream = open(node.http()).unwrap();

@@ -275,7 +275,7 @@ fn bodies_over_2_mib_are_too_large() {
 fn a_chunked_body_is_fine() {
     let node = node();
     let chunks = ["{\"key\":", "\"k\",", "\"value\":\"v\"}"];
-    let mut wire: String = chunks.iter().map(|c| format!("{:x}\r\n{c}\r\n", c.len())).collect();
+    let mut wire = chunks.map(|c| format!("{:x}\r\n{c}\r\n", c.len())).concat();
     wire.push_str("0\r\n\r\n");
     let headers = [JSON, ("transfer-encoding", "chunked")];
     node.client().send("POST", "/add", &headers, wire.as_bytes()).succeeded();

@@ -6,6 +6,7 @@
 //! Whatever a test starts is killed when its handle is dropped, and its log is shown if the test
 //! failed.
 
+use std::fmt::Display;
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -61,18 +62,13 @@ impl Setup {
         self
     }
 
-    pub fn seed(mut self, addr: impl ToString) -> Self {
+    pub fn seed(mut self, addr: impl Display) -> Self {
         self.seeds.push(addr.to_string());
         self
     }
 
     pub fn without_seeds(mut self) -> Self {
         self.seeds.clear();
-        self
-    }
-
-    pub fn without_args(mut self) -> Self {
-        self.args.clear();
         self
     }
 
