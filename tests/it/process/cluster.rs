@@ -26,7 +26,7 @@ fn three_nodes_with_default_quorums_answer_success_and_spread_every_write() {
         }
     }
     wait_equal(&nodes);
-    eventually("nothing is owed to anybody", PATIENCE, || {
+    eventually("nothing is owed to anybody", PATIENCE * 2, || {
         let clusters: Vec<_> = nodes.iter().map(super::node::Node::cluster).collect();
         let settled = clusters
             .iter()

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use super::node::{Node, Setup};
 use super::ring::{self, wait_equal, wait_state, wait_value, wait_whole};
 use super::turn::Turn;
+use super::wait::{PATIENCE, eventually, is};
 
 /// What an answer may take beyond its timeout.
 const GRACE: Duration = Duration::from_millis(250);
@@ -46,6 +47,8 @@ fn with_one_of_three_killed_quorums_of_two_keep_succeeding() {
     // A dead peer costs nothing: these are 90 requests, most on the time of none.
     assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
     wait_state(&nodes[0], &nodes[1], "down");
+    let live = nodes[0].client().ask("GET", "/nodes").json()["nodes"].clone();
+    assert_eq!(live, json!([nodes[2].grpc().to_string()]), "a dead member is listed");
     quorum_of_two_works([&nodes[0], &nodes[2]], 5);
     // It stays a member: all three are still required for "all".
     let all = nodes[0].client().add_to("k", "v", "all");
@@ -115,6 +118,13 @@ fn a_write_that_a_member_missed_is_delivered_when_it_is_back() {
         client.add_to(&format!("k{i}"), "new", 2).succeeded();
         client.add_to(&format!("missed{i}"), "v", 2).succeeded();
     }
+    let missing = nodes[2].grpc().to_string();
+    eventually("the hints are counted", PATIENCE, || {
+        let cluster = nodes[0].cluster();
+        let members = cluster["members"].as_array().unwrap();
+        let hints = |m: &Value| m["grpc_addr"] == missing.as_str() && m["hints"].as_u64() > Some(0);
+        is(members.iter().any(hints), &cluster)
+    });
     nodes[2].restart();
     for i in 0..50 {
         wait_value(&nodes[2], &format!("k{i}"), Some("new"));
@@ -224,4 +234,15 @@ fn an_old_copy_does_not_win_over_a_newer_one_in_a_read() {
     nodes[1].restart();
     // What repair brought is in its log.
     wait_value(&nodes[1], "k", Some("new"));
+}
+
+#[test]
+fn a_hanging_peer_does_not_keep_a_node_from_stopping() {
+    let _alone = Turn::alone();
+    let mut nodes = ring::start(2, &[]);
+    nodes[1].signal("STOP");
+    let _ = nodes[0].client().add_to("k", "v", 2);
+    let started = Instant::now();
+    assert_eq!(nodes[0].terminate(), Some(0));
+    assert!(started.elapsed() < Duration::from_secs(10), "{:?}", started.elapsed());
 }

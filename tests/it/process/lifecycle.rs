@@ -8,7 +8,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use super::client::{JSON, open};
-use super::node::{Setup, contents, file_with};
+use super::node::{Setup, contents, file_with, free_port};
 use super::turn::Turn;
 use super::wait::{PATIENCE, eventually, is};
 
@@ -122,6 +122,14 @@ fn both_signals_stop_an_idle_node_with_0_and_nothing_is_lost() {
         node.wait_ready();
         assert_eq!(node.client().get("k").value().as_deref(), Some(signal));
     }
+}
+
+#[test]
+fn a_node_that_still_looks_for_its_seed_stops_with_0() {
+    let mut node = Setup::new().seed(format!("127.0.0.1:{}", free_port())).start();
+    let asked = Instant::now();
+    assert_eq!(node.terminate(), Some(0));
+    assert!(asked.elapsed() < GRACE, "{:?}", asked.elapsed());
 }
 
 #[test]

@@ -96,7 +96,7 @@ impl Setup {
 
     /// Starts the node and waits until it listens.
     pub fn start(self) -> Node {
-        let process = Process::spawn(&self);
+        let mut process = Process::spawn(&self);
         let http = process.listens_on("HTTP listening");
         let grpc = process.listens_on("gRPC listening");
         Node { setup: self, process, http, grpc }
@@ -133,7 +133,8 @@ impl Setup {
 
     fn command(&self) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_lally"));
-        for (name, _) in std::env::vars() {
+        for (name, _) in std::env::vars_os() {
+            let name = name.to_string_lossy().into_owned();
             if name.starts_with("LALLY_") || name == "RUST_LOG" {
                 command.env_remove(name);
             }
@@ -347,10 +348,15 @@ impl Process {
         Self { child, stdout, stderr, _turn: turn }
     }
 
-    fn listens_on(&self, message: &str) -> SocketAddr {
+    fn listens_on(&mut self, message: &str) -> SocketAddr {
         eventually(&format!("the log says {message:?}"), PATIENCE, || {
+            let ended = self.child.try_wait().unwrap();
             let log = self.stderr.text();
-            log.lines().find(|line| line.contains(message)).and_then(addr_in).ok_or(log.clone())
+            let found = log.lines().find(|line| line.contains(message)).and_then(addr_in);
+            if let (None, Some(status)) = (found, ended) {
+                panic!("it ended with {status} instead of listening:\n{log}");
+            }
+            found.ok_or(log)
         })
     }
 
