@@ -5,10 +5,13 @@
     clippy::expect_used,
     clippy::panic,
     clippy::indexing_slicing,
+    clippy::print_stderr,
     missing_docs,
     unreachable_pub,
-    reason = "a test that cannot go on should panic"
+    reason = "a test that cannot go on should panic, and says so on stderr"
 )]
 
 mod examples;
 mod in_memory;
+mod process;
+mod tidy;

@@ -1,0 +1,75 @@
+# Every command of this project. `make help` lists them; CI calls the same ones.
+
+.DEFAULT_GOAL := help
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+
+CARGO ?= cargo
+HTTP_PORT ?= 3001
+GRPC_PORT ?= 50071
+
+.PHONY: help
+help: ## List the commands
+	@grep -E '^[a-z-]+:.*## ' $(firstword $(MAKEFILE_LIST)) | sort \
+		| awk -F ':.*## ' '{ printf "%-16s %s\n", $$1, $$2 }'
+
+.PHONY: check
+check: fmt-check clippy doc test ## What must pass before a commit
+
+.PHONY: fmt-check
+fmt-check: ## Is everything formatted?
+	$(CARGO) fmt --check
+
+.PHONY: clippy
+clippy: ## Lints, warnings are errors
+	$(CARGO) clippy --all-targets -- -D warnings
+
+.PHONY: doc
+doc: ## The documentation, warnings are errors
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --no-deps
+
+.PHONY: test
+test: ## All tests
+	$(CARGO) test
+
+.PHONY: kills
+kills: ## kill -9 under load, more often (KILLS per fsync policy)
+	LALLY_TEST_KILLS=$${KILLS:-100} $(CARGO) test --test it -- --nocapture twenty_kills
+
+# Quorums of two, a node killed in the middle, then every key compared on every node.
+.PHONY: dataset
+dataset: dataset-files ## A real data set through three nodes, with progress (LALLY_DATASET=all: all of it)
+	CI=true $(CARGO) test --test it -- --nocapture unicode_data_and_iso_codes
+
+# Installed if we may; otherwise, or where the system leaves translations out (slim images do),
+# unpacked below target/dataset.
+.PHONY: dataset-files
+dataset-files: ## Debian's unicode-data and iso-codes, installed or unpacked
+	@have() { [ -e "$$1/usr/share/unicode/UnicodeData.txt" ] \
+		&& compgen -G "$$1/usr/share/locale/*/LC_MESSAGES/iso_3166-1.mo" > /dev/null; }; \
+	if have '' || have target/dataset; then exit 0; fi; \
+	if [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq; \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
+			unicode-data iso-codes > /dev/null; \
+	fi; \
+	if have ''; then exit 0; fi; \
+	mkdir -p target/dataset; cd target/dataset; \
+	apt-get download -qq unicode-data iso-codes; \
+	for package in *.deb; do dpkg-deb -x "$$package" .; done; \
+	cd ../..; have target/dataset
+
+.PHONY: cluster
+cluster: ## Three nodes on this machine, until Ctrl-C
+	$(CARGO) build --release
+	@dir=$$(mktemp -d); nodes=(); \
+	stop() { trap - EXIT; kill "$${nodes[@]}" 2> /dev/null || true; wait; rm -rf "$$dir"; }; \
+	trap stop EXIT; trap 'exit 0' INT TERM; \
+	for i in 0 1 2; do \
+		seed=(); if [ $$i -gt 0 ]; then seed=(--seed-node 127.0.0.1:$(GRPC_PORT)); fi; \
+		target/release/lally --data-dir "$$dir/$$i" --http-port $$(($(HTTP_PORT) + i)) \
+			--grpc-port $$(($(GRPC_PORT) + i)) "$${seed[@]}" 2> >(sed "s/^/node $$i: /" >&2) & \
+		nodes+=($$!); \
+	done; \
+	echo "curl localhost:$(HTTP_PORT)/cluster"; \
+	wait

@@ -1,0 +1,30 @@
+//! The binary from outside: real processes on loopback, held to every line of the interface.
+//!
+//! Nothing here knows how a node is built. A test configures one through files, environment and
+//! flags, talks to it over sockets, sends it signals, and reads its answers and its log lines.
+//!
+//! What is watched, by module: [`config`] (every setting in every layer, every refusal),
+//! [`lifecycle`] (start, stop, signals, exit codes, the log file), [`http`] (shapes, codes,
+//! limits), [`abuse`] (what no client should send), [`cluster`] (quorums, joining, leaving),
+//! [`faults`] (members that die, hang, or lose their disk), [`content`] (bytes come back as they
+//! were), [`kill_loop`] and [`dataset`].
+//!
+//! The harness: [`node`] runs a process, [`client`] speaks HTTP so plainly that the raw text of an
+//! answer can be checked, [`ring`] starts several nodes and waits for them, [`wait`] waits for
+//! facts, [`turn`] keeps a small machine from running everything at once.
+
+mod abuse;
+mod client;
+mod cluster;
+mod config;
+mod content;
+mod dataset;
+mod faults;
+mod http;
+mod kill_loop;
+mod lifecycle;
+mod node;
+mod ring;
+mod shape;
+mod turn;
+mod wait;

@@ -1,0 +1,44 @@
+//! Waiting for facts, with a deadline, instead of sleeping and hoping.
+
+use std::fmt::Display;
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long a debug build on a busy two-core machine may take for what usually takes a moment.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
+const BETWEEN_LOOKS: Duration = Duration::from_millis(15);
+
+/// Looks until `look` finds what it wants, and says at the deadline what it saw last.
+pub fn eventually<T, E: Display>(
+    what: &str,
+    within: Duration,
+    mut look: impl FnMut() -> Result<T, E>,
+) -> T {
+    let deadline = Instant::now() + within;
+    loop {
+        match look() {
+            Ok(found) => return found,
+            Err(seen) if Instant::now() >= deadline => {
+                panic!("not within {within:?}: {what}; last seen: {seen}")
+            }
+            Err(_) => thread::sleep(BETWEEN_LOOKS),
+        }
+    }
+}
+
+/// `Ok` if the condition holds, else what was seen: for [`eventually`].
+pub fn is(condition: bool, seen: impl Display) -> Result<(), String> {
+    if condition { Ok(()) } else { Err(seen.to_string()) }
+}
+
+#[test]
+#[should_panic(expected = "last seen: three")]
+fn what_never_happens_is_reported_with_what_was_seen_last() {
+    let mut names = ["one", "two", "three"].into_iter();
+    let mut last = "";
+    eventually("four", Duration::from_millis(100), || {
+        last = names.next().unwrap_or(last);
+        is(last == "four", last)
+    });
+}
