@@ -14,7 +14,7 @@ use lally::adapters::memory::{
 };
 use lally::app::{Node, NodeParts, NodeSettings, claim_identity};
 use lally::domain::{KeptData, Key, NodeId, Start, Value};
-use lally::ports::{ClientApi, ClientError, Effect, Hook, OpKind, Operation, RequestOptions, Veto};
+use lally::ports::{ClientError, Effect, Hook, OpKind, Operation, RequestOptions, Veto};
 
 /// Counts operations by the part of the key before the first colon.
 #[derive(Default)]

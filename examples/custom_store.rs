@@ -18,7 +18,7 @@ use lally::domain::{
     BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, KeptData, Key, KeyedEntry, NodeId,
     Start, Value,
 };
-use lally::ports::{ClientApi, Merged, RequestOptions, Store, StoreStats};
+use lally::ports::{Merged, RequestOptions, Store, StoreStats};
 
 /// A map behind one lock. Digests and counts are computed when they are asked for, which the
 /// contract of a store for real use does not allow: it costs a walk each time.

@@ -14,7 +14,7 @@ use lally::adapters::memory::{
 };
 use lally::app::{Node, NodeParts, NodeSettings, claim_identity};
 use lally::domain::{KeptData, Key, NodeId, Start, Value};
-use lally::ports::{ClientApi, RequestOptions, Verdict};
+use lally::ports::{RequestOptions, Verdict};
 
 const CLUSTER: &str = "example";
 

@@ -1,3 +1,102 @@
 //! Arguments in, exit code out.
 
-fn main() {}
+use std::ffi::OsString;
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use lally::adapters::config::{self, Config, LogFormat};
+use lally::app::compose::{self, RunError, Signals};
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+#[cfg(feature = "mimalloc")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// How long threads that do not end by themselves (a hook that hangs) are waited for.
+const LAST_THREADS: Duration = Duration::from_millis(200);
+
+fn main() -> ExitCode {
+    let config = match config::parse(std::env::args_os().collect(), environment()) {
+        Ok(config) => config,
+        Err(exit) if exit.code == 0 => {
+            std::io::stdout().write_all(exit.text.as_bytes()).ok();
+            return ExitCode::SUCCESS;
+        }
+        Err(exit) => return fail(&exit.text, exit.code),
+    };
+    start_logging(&config);
+    match serve(config) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => fail(&format!("error: {error}\n"), error.exit_code()),
+    }
+}
+
+/// Variables that are text; others are not ours.
+fn environment() -> Vec<(String, String)> {
+    let text = |(name, value): (OsString, OsString)| {
+        Some((name.into_string().ok()?, value.into_string().ok()?))
+    };
+    std::env::vars_os().filter_map(text).collect()
+}
+
+fn serve(config: Config) -> Result<(), RunError> {
+    let cannot = |error| RunError::Server { server: "task", error };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(config.worker_threads.get())
+        .thread_name("lally-worker")
+        .enable_all()
+        .build()
+        .map_err(cannot)?;
+    let outcome = runtime.block_on(async {
+        let mut signals = UnixSignals::listen().map_err(cannot)?;
+        compose::run(config, &mut signals).await
+    });
+    runtime.shutdown_timeout(LAST_THREADS);
+    outcome
+}
+
+/// Logs to stderr. A level without more means Lally's own messages; the libraries below it speak
+/// up for warnings only, so that not even `trace` shows what they carry: users' values.
+fn start_logging(config: &Config) {
+    let level = &config.log_level;
+    let bare = !level.contains(['=', ',']);
+    let directives = if bare { format!("warn,lally={level}") } else { level.clone() };
+    let logger = tracing_subscriber::fmt()
+        .with_env_filter(EnvFilter::new(directives))
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal());
+    match config.log_format {
+        LogFormat::Text => logger.with_target(false).init(),
+        LogFormat::Json => logger.json().init(),
+    }
+}
+
+fn fail(text: &str, code: u8) -> ExitCode {
+    std::io::stderr().write_all(text.as_bytes()).ok();
+    ExitCode::from(code)
+}
+
+/// SIGTERM and SIGINT.
+struct UnixSignals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl UnixSignals {
+    fn listen() -> std::io::Result<Self> {
+        let terminate = signal(SignalKind::terminate())?;
+        let interrupt = signal(SignalKind::interrupt())?;
+        Ok(Self { terminate, interrupt })
+    }
+}
+
+impl Signals for UnixSignals {
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}

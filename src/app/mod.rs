@@ -8,7 +8,7 @@
 //! [`Node`] ties them together over any adapters; [`compose`] is the only module that names the
 //! production ones. Decisions are made in `domain`; what is here waits, sends and counts.
 
-// compose
+pub mod compose;
 
 mod announcer;
 mod apply;

@@ -106,7 +106,7 @@ fn refusal(status: &Status) -> Option<Refusal> {
 }
 
 fn never_connected(status: &Status) -> bool {
-    causes(status).any(|cause| cause.is::<tonic::ConnectError>())
+    causes(status).any(<dyn std::error::Error>::is::<tonic::ConnectError>)
 }
 
 fn root_cause(status: &Status) -> String {

@@ -248,7 +248,7 @@ impl Task {
             let Ok(place) = requests.reserve().await else {
                 return Some(PeerError::TimedOut);
             };
-            let Some(first) = self.calls.recv().await else { return None };
+            let first = self.calls.recv().await?;
             let mut parts = split(self.fill_batch(first)).into_iter();
             if let Some(part) = parts.next() {
                 place.send(part);

@@ -22,7 +22,7 @@ use super::convert::{
 };
 use super::fragments::{MAX_MESSAGE_BYTES, Reassembly};
 use super::handshake::{Handshake, refused};
-use super::streams::{send_entries, serve_data};
+use super::streams::{Outbox, send_entries, serve_data};
 use super::wire::peer_server::{Peer, PeerServer};
 use super::wire::{
     Announcement, BucketDigestsReply, BucketDigestsRequest, Chunk, DigestReply, DigestRequest,
@@ -154,7 +154,7 @@ impl Peer for Service {
         self.handshake.check(request.metadata())?;
         let (replies, stream) = mpsc::channel(MESSAGES_AHEAD);
         let (replica, tasks) = (Arc::clone(&self.replica), self.tasks.clone());
-        let serving = serve_data(replica, request.into_inner(), replies, tasks);
+        let serving = serve_data(replica, request.into_inner(), Outbox::new(replies), tasks);
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
             stop.run_until_cancelled_owned(serving).await;
@@ -190,7 +190,7 @@ impl Peer for Service {
         let (chunks, stream) = mpsc::channel(1);
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
-            stop.run_until_cancelled_owned(send_entries(entries, chunks)).await;
+            stop.run_until_cancelled_owned(send_entries(entries, Outbox::new(chunks))).await;
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }

@@ -21,9 +21,10 @@ const BATCHES_AT_A_TIME: usize = 64;
 pub(super) async fn serve_data(
     replica: Arc<dyn ReplicaApi>,
     mut requests: Streaming<RequestBatch>,
-    replies: mpsc::Sender<Result<ReplyBatch, Status>>,
+    replies: Outbox<ReplyBatch>,
     tasks: TaskTracker,
 ) {
+    let replies = Arc::new(replies);
     let turns = Arc::new(Semaphore::new(BATCHES_AT_A_TIME));
     let mut reassembly = Reassembly::default();
     while let Some(Ok(part)) = requests.next().await {
@@ -31,41 +32,38 @@ pub(super) async fn serve_data(
             Ok(Some(batch)) => batch,
             Ok(None) => continue,
             Err(why) => {
-                replies.send(Err(Status::invalid_argument(why))).await.ok();
+                replies.fail(Status::invalid_argument(why)).await;
                 return;
             }
         };
         let (answered, writes) = answer_reads(replica.as_ref(), batch);
         if writes.ids.is_empty() {
-            send(&replies, ReplyBatch { replies: answered, fragment: None }).await;
+            replies.send(ReplyBatch { replies: answered, fragment: None }).await;
             continue;
         }
         let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
-        let (replica, replies) = (Arc::clone(&replica), replies.clone());
+        let (replica, replies) = (Arc::clone(&replica), Arc::clone(&replies));
         // In a task of its own: the stream may break halfway, an apply must not.
         tasks.spawn(async move {
             let mut answered = answered;
             answered.extend(apply(replica.as_ref(), writes).await);
             drop(turn);
-            send(&replies, ReplyBatch { replies: answered, fragment: None }).await;
+            replies.send(ReplyBatch { replies: answered, fragment: None }).await;
         });
     }
 }
 
 /// Sends the entries of a stream, chunk by chunk, as fast as they are taken.
-pub(super) async fn send_entries(
-    mut entries: Box<dyn EntryStream>,
-    chunks: mpsc::Sender<Result<Chunk, Status>>,
-) {
+pub(super) async fn send_entries(mut entries: Box<dyn EntryStream>, chunks: Outbox<Chunk>) {
     while let Some(next) = entries.next().await {
         match next {
             Ok(chunk) => {
-                if !send(&chunks, chunk_to_wire(&chunk)).await {
+                if !chunks.send(chunk_to_wire(&chunk)).await {
                     return;
                 }
             }
             Err(error) => {
-                chunks.send(Err(Status::aborted(error.to_string()))).await.ok();
+                chunks.fail(Status::aborted(error.to_string())).await;
                 return;
             }
         }
@@ -111,21 +109,33 @@ async fn apply(replica: &dyn ReplicaApi, writes: Writes) -> Vec<Reply> {
     numbered.map(|(id, reply)| Reply { id, kind: Some(reply_to_wire(reply)) }).collect()
 }
 
-/// Sends a message, in parts if it is too large; whether anybody takes it.
-async fn send<M: Fragmented>(to: &mpsc::Sender<Result<M, Status>>, message: M) -> bool {
-    // All parts through one reservation: parts of two messages must not mix.
-    let parts = split(message);
-    let Ok(places) = to.reserve_many(parts.len().min(to.max_capacity())).await else {
-        return false;
-    };
-    let mut parts = parts.into_iter();
-    for (place, part) in places.zip(parts.by_ref()) {
-        place.send(Ok(part));
+/// The way back of a stream. Several tasks answer on it, and the parts of two messages must not
+/// mix: whoever sends has the turn until its last part is under way.
+pub(super) struct Outbox<M> {
+    messages: mpsc::Sender<Result<M, Status>>,
+    turn: tokio::sync::Mutex<()>,
+}
+
+impl<M: Fragmented> Outbox<M> {
+    pub(super) fn new(messages: mpsc::Sender<Result<M, Status>>) -> Self {
+        Self { messages, turn: tokio::sync::Mutex::new(()) }
     }
-    for part in parts {
-        if to.send(Ok(part)).await.is_err() {
-            return false;
+
+    /// Sends a message, in parts if it is too large; whether anybody takes it.
+    async fn send(&self, message: M) -> bool {
+        let parts = split(message);
+        let _turn = self.turn.lock().await;
+        for part in parts {
+            if self.messages.send(Ok(part)).await.is_err() {
+                return false;
+            }
         }
+        true
     }
-    true
+
+    /// Ends the stream with an error.
+    async fn fail(&self, status: Status) {
+        // Nobody to tell if the stream is gone already.
+        self.messages.send(Err(status)).await.ok();
+    }
 }

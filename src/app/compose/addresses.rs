@@ -71,7 +71,9 @@ fn host_for_others(config: &Config) -> IpAddr {
     if config.bind.is_unspecified() {
         let documentation_net = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9));
         let seeds = config.seed_nodes.iter().flat_map(resolve);
-        let mut routed = seeds.chain([documentation_net]).filter_map(|target| local_address_towards(target).ok());
+        let mut routed = seeds
+            .chain([documentation_net])
+            .filter_map(|target| local_address_towards(target).ok());
         routed.find(|ip| !ip.is_unspecified()).unwrap_or_else(|| {
             tracing::warn!("no route to other hosts: advertising 127.0.0.1; see --advertise-addr");
             IpAddr::V4(Ipv4Addr::LOCALHOST)

@@ -77,7 +77,7 @@ impl Running {
         let settings = settings(config, &addresses, random_seed);
         let me = Node::first_record(&storage.book, storage.start, &settings);
         let detector = swim::Swim::start(
-            swim::SwimOptions::new(me, &config.cluster_name, random_seed),
+            &swim::SwimOptions::new(me, &config.cluster_name, random_seed),
             Arc::clone(&transport) as _,
         );
         let parts = NodeParts {
@@ -100,8 +100,7 @@ impl Running {
             drain: DRAIN,
             ..HttpOptions::default()
         };
-        let serving =
-            http::serve(addresses.http, node.client_api(), options, http_stop.clone());
+        let serving = http::serve(addresses.http, node.client_api(), options, http_stop.clone());
         servers.spawn(report("HTTP", serving, failed.clone()));
 
         let replayed = node.replay().await?;
@@ -156,7 +155,7 @@ async fn report(
 
 fn settings(config: &Config, addresses: &Addresses, random_seed: u64) -> NodeSettings {
     NodeSettings {
-        seeds: config.seed_nodes.clone(),
+        seeds: config.seed_nodes.iter().map(ToString::to_string).collect(),
         read_quorum: config.read_quorum,
         write_quorum: config.write_quorum,
         request_timeout: config.request_timeout,

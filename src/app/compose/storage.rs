@@ -50,11 +50,7 @@ impl Storage {
 }
 
 /// Sets the log aside, replaces it, or leaves it.
-fn arrange_log(
-    config: &Config,
-    dir: &DataDir,
-    options: &AofOptions,
-) -> Result<KeptData, RunError> {
+fn arrange_log(config: &Config, dir: &DataDir, options: &AofOptions) -> Result<KeptData, RunError> {
     let now = SystemClock.now();
     let (aside, data) = if let Some(source) = &config.replay_log {
         let staged = AofOptions { dir: dir.stage_log().map_err(unusable)?, ..options.clone() };
