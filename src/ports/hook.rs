@@ -23,8 +23,8 @@ pub trait Hook: Send + Sync + 'static {
     ///
     /// # Errors
     /// A [`Veto`] refuses it: nothing is done, and the client gets the reason.
+    #[allow(unused_variables, reason = "the default has nothing to object to")]
     fn before(&self, operation: &Operation) -> Result<(), Veto> {
-        let _nothing_to_object_to = operation;
         Ok(())
     }
 
