@@ -95,7 +95,7 @@ impl Announcer {
         let news = self.members.set_liveness(change.id, change.generation, change.liveness);
         let known = self.members.view().get(change.id).map(|member| member.generation);
         if news {
-            tracing::info!(peer = %change.id, addr = change.grpc_addr, liveness = ?change.liveness,
+            tracing::info!(peer = %change.id, addr = %change.grpc_addr, liveness = ?change.liveness,
                 "member changed");
         }
         if change.liveness != Liveness::Alive {
@@ -114,7 +114,7 @@ impl Announcer {
 
     fn act_on(&self, taken: TakenIn) {
         for member in taken.appeared {
-            tracing::info!(peer = %member.id, addr = member.grpc_addr, phase = ?member.phase,
+            tracing::info!(peer = %member.id, addr = %member.grpc_addr, phase = ?member.phase,
                 generation = member.generation, "member appeared");
             self.detector.watch(&member);
             self.reconciler.request(member.id);

@@ -105,12 +105,12 @@ impl Running {
 
         let replayed = node.replay().await?;
         tracing::info!(records = replayed.records, bytes = replayed.bytes, "log replayed");
-        tracing::info!(addr = addresses.http_addr, "HTTP listening");
+        tracing::info!(addr = %addresses.http_addr, "HTTP listening");
 
         let options = ServerOptions::new(&config.cluster_name, id);
         let serving = grpc::serve(addresses.grpc, node.replica_api(), options, grpc_stop.clone());
         servers.spawn(report("gRPC", serving, failed));
-        tracing::info!(addr = addresses.grpc_addr, "gRPC listening");
+        tracing::info!(addr = %addresses.grpc_addr, "gRPC listening");
 
         node.start();
         let server_failed = Arc::new(tokio::sync::Mutex::new(server_failed));
