@@ -72,6 +72,11 @@ impl DataDir {
         self.path.join("log")
     }
 
+    /// Whether there is a log, if only an empty one.
+    pub fn has_log(&self) -> bool {
+        self.log_dir().exists()
+    }
+
     /// Where the node's book is.
     pub fn book_path(&self) -> PathBuf {
         self.path.join("node.json")
@@ -82,12 +87,22 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError`].
     pub fn stage_log(&self) -> Result<PathBuf, DataDirError> {
+        self.discard_staged_log()?;
         let staged = self.staged();
-        if staged.exists() {
-            fs::remove_dir_all(&staged).map_err(|error| failed(&staged, error))?;
-        }
         DirBuilder::new().mode(MODE).create(&staged).map_err(|error| failed(&staged, error))?;
         Ok(staged)
+    }
+
+    /// Removes the staged log, if there is one.
+    ///
+    /// # Errors
+    /// [`DataDirError`].
+    pub fn discard_staged_log(&self) -> Result<(), DataDirError> {
+        let staged = self.staged();
+        match fs::remove_dir_all(&staged) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&staged, error)),
+            _ => Ok(()),
+        }
     }
 
     /// Puts the staged log in the place of the present one, which is set aside. Says where to.

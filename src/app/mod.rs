@@ -33,6 +33,6 @@ mod writing;
 
 pub use apply::Replica;
 pub use coordinator::Coordinator;
-pub use identity::{IdentityError, claim_identity};
+pub use identity::{Identity, IdentityError, claim_identity};
 pub use node::{Node, NodeParts};
 pub use settings::NodeSettings;

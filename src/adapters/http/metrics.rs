@@ -97,11 +97,20 @@ impl Outcome {
         }
     }
 
-    pub(super) const fn as_str(self) -> &'static str {
+    /// The `status` of the response.
+    pub(super) const fn status(self) -> &'static str {
         match self {
             Self::Success => "success",
             Self::Partial => "partial",
-            Self::Refused(code) => code.as_str(),
+            Self::Refused(_) => "error",
+        }
+    }
+
+    /// The `code` of the response, which errors alone have.
+    pub(super) const fn code(self) -> Option<Code> {
+        match self {
+            Self::Success | Self::Partial => None,
+            Self::Refused(code) => Some(code),
         }
     }
 }
@@ -186,12 +195,13 @@ impl Collector for Scrape {
 
 impl Scrape {
     fn encode_requests(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let help = "Requests by call and status";
+        let help = "Requests by call and status, errors by code";
         let mut family = encoder.encode_descriptor("requests", help, None, MetricType::Counter)?;
         for (call, metrics) in Call::ALL.into_iter().zip(&self.metrics.calls) {
             for (outcome, count) in Outcome::all().zip(&metrics.outcomes) {
                 let count = count.load(Ordering::Relaxed);
-                let labels = [("call", call.as_str()), ("status", outcome.as_str())];
+                let mut labels = vec![("call", call.as_str()), ("status", outcome.status())];
+                labels.extend(outcome.code().map(|code| ("code", code.as_str())));
                 // Most pairs never happen; a counter that begins with its first event is fine.
                 if count > 0 || (outcome == Outcome::Success && call != Call::Other) {
                     family

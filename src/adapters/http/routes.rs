@@ -64,7 +64,8 @@ impl Front {
         self.metrics.record(call, outcome, took);
         tracing::debug!(
             call = call.as_str(),
-            status = outcome.as_str(),
+            status = outcome.status(),
+            code = outcome.code().map(Code::as_str),
             micros = took.as_micros(),
             "request answered"
         );

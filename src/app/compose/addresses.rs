@@ -11,6 +11,9 @@ use super::errors::RunError;
 pub(super) struct Addresses {
     pub(super) http: TcpListener,
     pub(super) grpc: TcpListener,
+    /// Where this node listens, with the real ports.
+    pub(super) http_bound: SocketAddr,
+    pub(super) grpc_bound: SocketAddr,
     /// `HOST:PORT` for clients.
     pub(super) http_addr: String,
     /// `HOST:PORT` for peers.
@@ -21,16 +24,16 @@ impl Addresses {
     /// Opens both ports.
     pub(super) fn open(config: &Config) -> Result<Self, RunError> {
         refuse_unreachable_seeds(config)?;
-        let (http, http_at) = listen(config.bind, config.http_port, "--http-port")?;
-        let (grpc, grpc_at) = listen(config.bind, config.grpc_port, "--grpc-port")?;
+        let (http, http_bound) = listen(config.bind, config.http_port, "--http-port")?;
+        let (grpc, grpc_bound) = listen(config.bind, config.grpc_port, "--grpc-port")?;
         let advertised = config.advertise_addr.clone().unwrap_or_else(|| AdvertiseAddr {
             host: host_for_others(config).to_string(),
             port: None,
         });
-        let grpc_addr = advertised.with_port(grpc_at.port());
+        let grpc_addr = advertised.with_port(grpc_bound.port());
         let for_clients = AdvertiseAddr { port: None, ..advertised };
-        let http_addr = for_clients.with_port(http_at.port());
-        Ok(Self { http, grpc, http_addr, grpc_addr })
+        let http_addr = for_clients.with_port(http_bound.port());
+        Ok(Self { http, grpc, http_bound, grpc_bound, http_addr, grpc_addr })
     }
 }
 

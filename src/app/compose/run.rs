@@ -36,7 +36,7 @@ pub trait Signals: Send {
 /// [`RunError`] says why it did not start, or ended otherwise.
 pub async fn run(config: Config, signals: &mut impl Signals) -> Result<(), RunError> {
     let addresses = Addresses::open(&config)?;
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "starting");
+    tracing::info!(version = %env!("CARGO_PKG_VERSION"), "starting");
     let storage = Storage::open(&config).await?;
     tracing::info!(path = %config.data_dir.display(), "data directory");
     let running = Running::start(&config, addresses, storage).await?;
@@ -105,12 +105,14 @@ impl Running {
 
         let replayed = node.replay().await?;
         tracing::info!(records = replayed.records, bytes = replayed.bytes, "log replayed");
-        tracing::info!(addr = %addresses.http_addr, "HTTP listening");
+        let (bound, advertised) = (addresses.http_bound, &addresses.http_addr);
+        tracing::info!(addr = %bound, %advertised, "HTTP listening");
 
         let options = ServerOptions::new(&config.cluster_name, id);
         let serving = grpc::serve(addresses.grpc, node.replica_api(), options, grpc_stop.clone());
         servers.spawn(report("gRPC", serving, failed));
-        tracing::info!(addr = %addresses.grpc_addr, "gRPC listening");
+        let (bound, advertised) = (addresses.grpc_bound, &addresses.grpc_addr);
+        tracing::info!(addr = %bound, %advertised, "gRPC listening");
 
         node.start();
         let server_failed = Arc::new(tokio::sync::Mutex::new(server_failed));

@@ -8,7 +8,7 @@ use crate::adapters::config::{Config, Fsync};
 use crate::adapters::data_dir::{DataDir, DataDirError};
 use crate::adapters::file_aof::{AofOptions, FileAof, FsyncPolicy, install_log};
 use crate::adapters::json_book::JsonBook;
-use crate::app::claim_identity;
+use crate::app::Identity;
 use crate::domain::{KeptData, NodeId, Start};
 use crate::ports::{Book, Clock};
 
@@ -28,20 +28,20 @@ pub(super) struct Storage {
 
 impl Storage {
     /// Claims the data directory, and puts the log aside or in place if that was asked for.
+    ///
+    /// What can be refused (a book of another cluster, a log to replay that does not read) is
+    /// refused before the node's own files change.
     pub(super) async fn open(config: &Config) -> Result<Self, RunError> {
         refuse_missing(config.replay_log.as_deref())?;
         let dir = DataDir::open(&config.data_dir).map_err(unusable)?;
         let book_file = Arc::new(JsonBook::new(&dir.book_path()));
         let new_id = NodeId::new(rand::random());
-        let (book, last_phase) =
-            claim_identity(book_file.as_ref(), &config.cluster_name, new_id).await?;
-        let mut options = AofOptions::new(&dir.log_dir(), &config.cluster_name, book.id);
-        options.fsync = match config.fsync {
-            Fsync::Always => FsyncPolicy::Always,
-            Fsync::EverySec => FsyncPolicy::EverySec,
-            Fsync::Never => FsyncPolicy::Never,
-        };
-        let data = arrange_log(config, &dir, &options)?;
+        let identity = Identity::load(book_file.as_ref(), &config.cluster_name, new_id).await?;
+        let options = aof_options(config, &dir, identity.id());
+        let change = LogChange::prepare(config, &dir, &options)?;
+        let data = change.kept_data();
+        let (book, last_phase) = identity.claim(book_file.as_ref(), data).await?;
+        change.carry_out(&dir)?;
         let knows_others = !config.seed_nodes.is_empty() || !book.members.is_empty();
         let start = Start::decide(last_phase, data, knows_others);
         let log = Arc::new(FileAof::open(options)?);
@@ -49,25 +49,72 @@ impl Storage {
     }
 }
 
-/// Sets the log aside, replaces it, or leaves it.
-fn arrange_log(config: &Config, dir: &DataDir, options: &AofOptions) -> Result<KeptData, RunError> {
-    let now = SystemClock.now();
-    let (aside, data) = if let Some(source) = &config.replay_log {
-        let staged = AofOptions { dir: dir.stage_log().map_err(unusable)?, ..options.clone() };
-        // Read completely before the present log is touched; it may even be the same one.
-        let read = install_log(source, &staged)?;
-        let aside = dir.swap_in_staged_log(now).map_err(unusable)?;
-        tracing::info!(source = %source.display(), records = read.records, "log replaced");
-        (aside, KeptData::Replaced)
-    } else if config.fresh {
-        (dir.set_log_aside(now).map_err(unusable)?, KeptData::None)
-    } else {
-        (None, KeptData::All)
+fn aof_options(config: &Config, dir: &DataDir, node: NodeId) -> AofOptions {
+    let fsync = match config.fsync {
+        Fsync::Always => FsyncPolicy::Always,
+        Fsync::EverySec => FsyncPolicy::EverySec,
+        Fsync::Never => FsyncPolicy::Never,
     };
-    if let Some(aside) = aside {
-        tracing::info!(to = %aside.display(), "old log moved aside");
+    AofOptions { fsync, ..AofOptions::new(&dir.log_dir(), &config.cluster_name, node) }
+}
+
+/// What happens to the log before the node starts.
+enum LogChange {
+    /// Nothing.
+    Keep,
+    /// There is none, though the node may have had one: the disk was replaced, say.
+    Missing,
+    /// It is set aside.
+    SetAside,
+    /// It is set aside, and the staged one takes its place.
+    SwapIn,
+}
+
+impl LogChange {
+    /// Decides, and reads the log to replay completely into the staging directory; it may even be
+    /// the present one.
+    fn prepare(config: &Config, dir: &DataDir, options: &AofOptions) -> Result<Self, RunError> {
+        let Some(source) = &config.replay_log else {
+            return Ok(match (config.fresh, dir.has_log()) {
+                (true, _) => Self::SetAside,
+                (false, true) => Self::Keep,
+                (false, false) => Self::Missing,
+            });
+        };
+        let staged = AofOptions { dir: dir.stage_log().map_err(unusable)?, ..options.clone() };
+        match install_log(source, &staged) {
+            Ok(read) => {
+                let source = source.display();
+                tracing::info!(%source, records = read.records, "log to replay read");
+                Ok(Self::SwapIn)
+            }
+            Err(error) => {
+                dir.discard_staged_log().map_err(unusable)?;
+                Err(error.into())
+            }
+        }
     }
-    Ok(data)
+
+    const fn kept_data(&self) -> KeptData {
+        match self {
+            Self::Keep => KeptData::All,
+            Self::Missing | Self::SetAside => KeptData::None,
+            Self::SwapIn => KeptData::Replaced,
+        }
+    }
+
+    fn carry_out(self, dir: &DataDir) -> Result<(), RunError> {
+        let now = SystemClock.now();
+        let aside = match self {
+            Self::Keep | Self::Missing => None,
+            Self::SetAside => dir.set_log_aside(now).map_err(unusable)?,
+            Self::SwapIn => dir.swap_in_staged_log(now).map_err(unusable)?,
+        };
+        if let Some(aside) = aside {
+            tracing::info!(to = %aside.display(), "old log moved aside");
+        }
+        Ok(())
+    }
 }
 
 /// A path that does not exist is a mistake in the configuration, found before anything is touched.

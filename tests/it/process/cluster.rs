@@ -152,8 +152,10 @@ fn a_client_that_hangs_up_does_not_stop_the_write_from_spreading() {
 fn a_node_that_joins_gets_everything_and_has_it_after_a_restart() {
     let mut first = Setup::new().start_ready();
     let mut client = first.client();
-    let large = "large \u{1F418} ".repeat(1 << 16);
-    let large = &large[..1 << 20];
+    // 95,325 times eleven bytes, and one more: 1 MiB.
+    let large = "large \u{1F418} ".repeat(95_325) + "!";
+    let large = large.as_str();
+    assert_eq!(large.len(), 1 << 20);
     for i in 0..1000 {
         client.add(&format!("k{i}"), &format!("v{i}")).succeeded();
     }

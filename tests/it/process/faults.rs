@@ -185,6 +185,21 @@ fn a_member_that_lost_its_data_directory_gets_everything_again() {
 }
 
 #[test]
+fn a_member_that_lost_only_its_log_counts_for_nothing_before_it_has_the_data() {
+    let mut nodes = ring::start(2, &[]);
+    nodes[0].client().add_to("k", "v", 2).succeeded();
+    nodes[1].kill9();
+    nodes[0].kill9();
+    fs::remove_dir_all(nodes[1].setup().data_dir().join("log")).unwrap();
+    nodes[1].restart();
+    // Nobody has the data: it must not answer "not found" as a replica that would know.
+    nodes[1].client().get("k").failed(503, "not_ready");
+    nodes[0].restart();
+    wait_whole(&nodes);
+    wait_value(&nodes[1], "k", Some("v"));
+}
+
+#[test]
 fn a_member_that_starts_fresh_gets_everything_from_the_others() {
     let mut nodes = ring::start(2, &[]);
     nodes[0].client().add_to("k", "v", 2).succeeded();
