@@ -14,9 +14,10 @@ use crate::domain::{
     Value, Version,
 };
 use crate::ports::{
-    Announcement, Answer, Book, ClientApi, EntryStream, Hook, LogStats, Merged, MockClock,
-    MockFailureDetector, MockMemberBook, MockOpLog, MockPeerTransport, MockStore, Peer, PeerError,
-    PeerTransport, ProtocolRange, Replayed, StoreStats, WriteReply,
+    Announcement, Answer, Book, ClientApi, EntryStream, Hook, LogError, LogRecord, LogStats,
+    Merged, MockClock, MockFailureDetector, MockMemberBook, MockOpLog, MockPeerTransport,
+    MockStore, OpLog, Peer, PeerError, PeerTransport, ProtocolRange, ReplayVisitor, Replayed,
+    StoreStats, WriteReply,
 };
 
 use super::members::Members;
@@ -41,6 +42,8 @@ pub(crate) struct TestNode {
 pub(crate) struct Fixture {
     pub(crate) transport: MockPeerTransport,
     pub(crate) log: MockOpLog,
+    /// How long the log takes for the bounds of the clock, and for writes.
+    pub(crate) log_delays: (Duration, Duration),
     pub(crate) peers: Vec<Member>,
     pub(crate) down: Vec<u64>,
     /// How long calls to a peer take.
@@ -62,6 +65,7 @@ impl Fixture {
         Self {
             transport: MockPeerTransport::new(),
             log,
+            log_delays: (Duration::ZERO, Duration::ZERO),
             peers: peers.into_iter().map(|id| member(id, Phase::Whole)).collect(),
             down: Vec::new(),
             delays: BTreeMap::new(),
@@ -86,7 +90,7 @@ impl Fixture {
         clock.expect_now().returning(|| Timestamp::from_nanos(NOW));
         let parts = NodeParts {
             store: Arc::new(mock_store(&map)),
-            log: Arc::new(self.log),
+            log: Arc::new(DelayedLog { inner: self.log, delays: self.log_delays }),
             transport: Arc::new(Delayed { inner: self.transport, delays: self.delays }),
             detector: Arc::new(MockFailureDetector::new()),
             book: Arc::new(MockMemberBook::new()),
@@ -270,5 +274,36 @@ impl PeerTransport for Delayed {
 
     async fn close(&self) {
         self.inner.close().await;
+    }
+}
+
+/// A log that takes its time.
+struct DelayedLog {
+    inner: MockOpLog,
+    delays: (Duration, Duration),
+}
+
+#[async_trait]
+impl OpLog for DelayedLog {
+    async fn replay(&self, visitor: Box<dyn ReplayVisitor>) -> Result<Replayed, LogError> {
+        self.inner.replay(visitor).await
+    }
+
+    async fn append(&self, records: &[LogRecord]) -> Result<(), LogError> {
+        let (bounds, writes) = self.delays;
+        let is_bound = matches!(records, [LogRecord::ClockBound(_)]);
+        let delay = if is_bound { bounds } else { writes };
+        if !delay.is_zero() {
+            tokio::time::sleep(delay).await;
+        }
+        self.inner.append(records).await
+    }
+
+    fn stats(&self) -> LogStats {
+        self.inner.stats()
+    }
+
+    async fn close(&self) -> Result<(), LogError> {
+        self.inner.close().await
     }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 /// The tasks of one node.
 #[derive(Debug, Clone, Default)]
@@ -21,6 +22,11 @@ impl Tasks {
     /// Runs to its end, also while the node stops.
     pub(crate) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         self.tracker.spawn(work);
+    }
+
+    /// Has [`finish`](Self::finish) wait for work that runs elsewhere, until it is dropped.
+    pub(crate) fn token(&self) -> TaskTrackerToken {
+        self.tracker.token()
     }
 
     /// Runs until the node stops.

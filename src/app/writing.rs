@@ -1,17 +1,20 @@
 //! The write path: to this node and every other one at once, answered at the quorum.
 //!
-//! A write runs in a task of its own, so neither a client that goes away nor the answer itself
-//! stops a delivery. The decision is [`WriteQuorum`]'s; here is only the waiting: for replies, for
-//! the deadline, and for what comes after the answer, where every failed delivery becomes a hint.
+//! The decision is [`WriteQuorum`]'s; here is only the waiting: for replies, for the deadline, and
+//! for what comes after the answer, where every failed delivery becomes a hint. The request waits
+//! for its own write, without a task in between; when it is answered, or its client goes away, what
+//! is still under way moves into a task and goes on there. So neither stops a delivery, and a write
+//! that leaves nothing under way costs no task.
 
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::domain::{
     Content, Entry, Key, KeyedEntry, Liveness, NodeId, Progress, QuorumSpec, Version, WriteQuorum,
@@ -36,9 +39,6 @@ const MAX_ATTEMPTS: u8 = 3;
 /// replicas that are up, so that the answer says how many they are, and short enough for "at once".
 const UNREACHABLE_GRACE: Duration = Duration::from_millis(100);
 
-/// After the deadline the task answers; this much later the client no longer waits for the task.
-const ANSWER_SLACK: Duration = Duration::from_millis(100);
-
 type Outcome = Result<Answer, ClientError>;
 
 /// Carries out writes.
@@ -62,14 +62,12 @@ impl Writer {
         quorum: QuorumSpec,
         deadline: Instant,
     ) -> Outcome {
-        let replicas = self.members.view().replicas().count();
-        let unknown = unknown_outcome(&content, quorum.among(replicas).get());
-        let (answer, answered) = oneshot::channel();
-        self.tasks.spawn(run(Arc::clone(self), Write { key, content, quorum, deadline }, answer));
-        match tokio::time::timeout_at(deadline + ANSWER_SLACK, answered).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) | Err(_) => Ok(unknown),
-        }
+        let write = Write { key, content, quorum, deadline };
+        let begun = tokio::time::timeout_at(deadline, Running::begin(Arc::clone(self), write));
+        // Without a stamp nothing was sent to anybody.
+        let begun = begun.await.unwrap_or(Err(LogError::Overloaded));
+        let mut delivery = Delivery::of(begun.map_err(|error| refusal(&error))?);
+        delivery.decide().await
     }
 }
 
@@ -98,7 +96,12 @@ enum Failure {
 struct Running {
     writer: Arc<Writer>,
     write: Write,
-    replies: FuturesUnordered<BoxFuture<'static, Reply>>,
+    /// This node's own reply, of the current attempt.
+    here: Option<BoxFuture<'static, Reply>>,
+    /// The other replies, and this node's of attempts before.
+    there: FuturesUnordered<BoxFuture<'static, Reply>>,
+    /// Has a stop of the node wait for this write.
+    _token: TaskTrackerToken,
     attempt: u8,
     /// The version of the first attempt.
     first_version: Version,
@@ -113,18 +116,32 @@ struct Running {
     in_doubt: bool,
 }
 
-async fn run(writer: Arc<Writer>, write: Write, answer: oneshot::Sender<Outcome>) {
-    let mut running = match Running::begin(writer, write).await {
-        Ok(running) => running,
-        Err(error) => {
-            drop(answer.send(Err(refusal(&error))));
-            return;
+/// A write under way. Dropped, by whoever was answered or does not wait any more, it goes on in a
+/// task.
+struct Delivery(Option<Running>);
+
+impl Delivery {
+    const fn of(running: Running) -> Self {
+        Self(Some(running))
+    }
+
+    async fn decide(&mut self) -> Outcome {
+        match &mut self.0 {
+            Some(running) => running.decide().await,
+            // Only a drop takes the write out.
+            None => Err(ClientError::ShuttingDown),
         }
-    };
-    let outcome = running.decide().await;
-    drop(answer.send(outcome));
-    while let Some(reply) = running.replies.next().await {
-        running.record(reply);
+    }
+}
+
+impl Drop for Delivery {
+    fn drop(&mut self) {
+        let Some(running) = self.0.take().filter(|running| !running.is_settled()) else { return };
+        // Without a runtime the process is at its end, and nothing goes on anywhere.
+        if tokio::runtime::Handle::try_current().is_ok() {
+            let tasks = running.writer.tasks.clone();
+            tasks.spawn(running.finish());
+        }
     }
 }
 
@@ -135,9 +152,11 @@ impl Running {
         let required = write.quorum.among(view.replicas().count());
         let mut running = Self {
             quorum: WriteQuorum::new(required, view.replicas()),
+            _token: writer.tasks.token(),
             writer,
             write,
-            replies: FuturesUnordered::new(),
+            here: None,
+            there: FuturesUnordered::new(),
             attempt: 1,
             first_version: version,
             version,
@@ -175,16 +194,56 @@ impl Running {
             let (peer, keyed) = (Peer::from(member), keyed.clone());
             let (transport, timeout) =
                 (Arc::clone(&self.writer.transport), self.writer.peer_timeout);
-            self.replies.push(Box::pin(async move {
+            self.there.push(Box::pin(async move {
                 let result = transport.write(&peer, keyed, timeout).await;
                 Reply { attempt, node: peer.id, result: result.map_err(Failure::There) }
             }));
         }
         let (replica, me) = (Arc::clone(&self.writer.replica), view.me().id);
-        self.replies.push(Box::pin(async move {
+        let before = self.here.replace(Box::pin(async move {
             let result = replica.apply_one(keyed, Origin::Client).await;
             Reply { attempt, node: me, result: result.map_err(Failure::Here) }
         }));
+        self.there.extend(before);
+    }
+
+    /// The next reply; `None` when nothing is under way any more. Cancel safe.
+    async fn next_reply(&mut self) -> Option<Reply> {
+        std::future::poll_fn(|context| {
+            if let Some(here) = &mut self.here
+                && let Poll::Ready(reply) = here.as_mut().poll(context)
+            {
+                self.here = None;
+                return Poll::Ready(Some(reply));
+            }
+            match self.there.poll_next_unpin(context) {
+                Poll::Ready(None) if self.here.is_some() => Poll::Pending,
+                polled => polled,
+            }
+        })
+        .await
+    }
+
+    /// Whether nothing is under way, and nothing left to decide.
+    fn is_settled(&self) -> bool {
+        self.here.is_none() && self.there.is_empty() && !self.is_to_be_repeated()
+    }
+
+    /// Whether the write has to be stamped and sent once more.
+    fn is_to_be_repeated(&self) -> bool {
+        self.quorum.superseded_by().is_some()
+            && self.attempt < MAX_ATTEMPTS
+            && self.quorum.progress() != Progress::Met
+    }
+
+    /// Goes on after the answer, or without anybody who waits for one.
+    async fn finish(mut self) {
+        if self.decide().await.is_err() {
+            tracing::debug!("a write that nobody waits for was not carried out");
+        }
+        while let Some(reply) = self.next_reply().await {
+            self.record(reply);
+        }
     }
 
     /// Collects replies until the client can be answered.
@@ -193,6 +252,16 @@ impl Running {
         let mut timer = std::pin::pin!(tokio::time::sleep_until(deadline));
         let mut hopeless = false;
         loop {
+            // First of all: a replica that holds something newer counts as failed until then.
+            if self.is_to_be_repeated() {
+                let begun = tokio::time::timeout_at(deadline, self.begin_again()).await;
+                if let Err(error) = begun.unwrap_or(Err(LogError::Overloaded)) {
+                    tracing::warn!(%error, "write not repeated past a newer version");
+                    return self.outcome();
+                }
+                hopeless = false;
+                timer.as_mut().reset(deadline);
+            }
             match self.quorum.progress() {
                 Progress::Met => return self.outcome(),
                 Progress::Unreachable if self.quorum.outstanding() == 0 => return self.outcome(),
@@ -202,17 +271,8 @@ impl Running {
                 }
                 Progress::Unreachable | Progress::Pending => {}
             }
-            if self.quorum.superseded_by().is_some() && self.attempt < MAX_ATTEMPTS {
-                if let Err(error) = self.begin_again().await {
-                    tracing::warn!(%error, "write not repeated past a newer version");
-                    return self.outcome();
-                }
-                hopeless = false;
-                timer.as_mut().reset(deadline);
-                continue;
-            }
             tokio::select! {
-                Some(reply) = self.replies.next() => self.record(reply),
+                Some(reply) = self.next_reply() => self.record(reply),
                 () = &mut timer => return self.outcome(),
             }
         }
@@ -295,15 +355,6 @@ impl Running {
             achieved: u32::try_from(achieved).unwrap_or(u32::MAX),
         })
     }
-}
-
-/// What is said of a write whose task could not even say how far it came.
-fn unknown_outcome(content: &Content, required: u32) -> Answer {
-    let value = match content {
-        Content::Live(value) => Some(value.clone()),
-        Content::Tombstone => None,
-    };
-    Answer { verdict: Verdict::Partial, value, timestamp: None, required, achieved: 0 }
 }
 
 fn refusal(error: &LogError) -> ClientError {
@@ -490,6 +541,43 @@ mod tests {
         assert_eq!((answer.verdict, answer.achieved), (Verdict::Success, 2));
         assert!(answer.timestamp > Some(Timestamp::from_nanos(newer)));
         assert_eq!(node.held("k").map(|e| e.version.timestamp), answer.timestamp);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_is_repeated_also_when_the_newer_version_is_reported_last() {
+        let newer = NOW + 1_000_000;
+        let mut fixture = Fixture::with_peers([2]);
+        fixture.transport.expect_write().returning(move |_, write, _| {
+            Ok(if write.entry.version > version(newer) {
+                WriteReply::Applied { previous: None }
+            } else {
+                WriteReply::Superseded { by: version(newer) }
+            })
+        });
+        // This node has acknowledged long before.
+        fixture.delays = [(2, SECOND / 10)].into();
+        let answer = add(&fixture.build(), "2").await.unwrap();
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Success, 2));
+        assert!(answer.timestamp > Some(Timestamp::from_nanos(newer)));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_log_that_hangs_delays_no_answer_beyond_the_deadline() {
+        let hour = 3_600 * SECOND;
+        let mut fixture = Fixture::with_peers([]);
+        fixture.log_delays = (hour, Duration::ZERO);
+        let (node, began) = (fixture.build(), Instant::now());
+        // Not even stamped: nothing was done.
+        let refused = add(&node, "1").await.unwrap_err();
+        assert_eq!(refused, ClientError::Overloaded("the log cannot keep up"));
+        assert_eq!(began.elapsed(), SECOND);
+
+        let mut fixture = Fixture::with_peers([]);
+        fixture.log_delays = (Duration::ZERO, hour);
+        let (node, began) = (fixture.build(), Instant::now());
+        let answer = add(&node, "1").await.unwrap();
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Partial, 0));
+        assert_eq!(began.elapsed(), SECOND);
     }
 
     #[tokio::test(start_paused = true)]

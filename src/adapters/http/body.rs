@@ -188,7 +188,8 @@ fn check_media_type(headers: &HeaderMap) -> Result<(), Refusal> {
     if essence.eq_ignore_ascii_case("application/json") || ends_in_json() {
         return Ok(());
     }
-    let message = "the content type is not JSON; expected application/json, or none at all";
+    let message = "the content type is not JSON; send `content-type: application/json`, or none at \
+                   all (curl: --json instead of -d, or -H 'content-type: application/json')";
     Err(Refusal::new(Code::UnsupportedMediaType, message))
 }
 
