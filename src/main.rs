@@ -18,7 +18,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 const LAST_THREADS: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
-    let config = match config::parse(std::env::args_os().collect(), environment()) {
+    let environment = match environment() {
+        Ok(environment) => environment,
+        Err(refusal) => return fail(&refusal, 2),
+    };
+    let config = match config::parse(std::env::args_os().collect(), environment) {
         Ok(config) => config,
         Err(exit) if exit.code == 0 => {
             std::io::stdout().write_all(exit.text.as_bytes()).ok();
@@ -33,10 +37,17 @@ fn main() -> ExitCode {
     }
 }
 
-/// Variables that are text; others are not ours.
-fn environment() -> Vec<(String, String)> {
+/// The environment as text; what is no text is not ours, unless it has one of our names.
+fn environment() -> Result<Vec<(String, String)>, String> {
     let text = |(name, value): (OsString, OsString)| {
-        Some((name.into_string().ok()?, value.into_string().ok()?))
+        let name = name.into_string().ok()?;
+        match value.into_string() {
+            Ok(value) => Some(Ok((name, value))),
+            Err(_) if name.starts_with("LALLY_") => Some(Err(format!(
+                "error: environment variable {name} is not UTF-8 text; set it anew, or give its flag\n"
+            ))),
+            Err(_) => None,
+        }
     };
     std::env::vars_os().filter_map(text).collect()
 }
@@ -66,6 +77,8 @@ fn start_logging(config: &Config) {
     let logger = tracing_subscriber::fmt()
         .with_env_filter(EnvFilter::new(directives))
         .with_writer(std::io::stderr)
+        // It would be printed to stderr, which is what has failed, and panic.
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal());
     match config.log_format {
         LogFormat::Text => logger.with_target(false).init(),

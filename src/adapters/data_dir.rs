@@ -5,7 +5,8 @@
 //! node.json       who the node is and whom it knew
 //! log/            the log
 //! log.bak-<time>  logs that were set aside, never deleted by Lally
-//! log.new/        a log on its way into place; left over from a crash, it is removed
+//! log.draft/      a log that is being written; left over from a crash, it is worth nothing
+//! log.new/        a complete log on its way into place
 //! ```
 
 use std::fs::{self, DirBuilder, File, TryLockError};
@@ -17,6 +18,9 @@ use crate::domain::Timestamp;
 
 /// Only the owner may look in: the data is users'.
 const MODE: u32 = 0o700;
+
+const DRAFT: &str = "log.draft";
+const STAGED: &str = "log.new";
 
 /// A data directory, locked until dropped.
 #[derive(Debug)]
@@ -56,12 +60,22 @@ impl DataDir {
         let builder = &mut DirBuilder::new();
         let created = builder.recursive(true).mode(MODE).create(path);
         created.map_err(|error| failed(path, error))?;
+        // The name of the directory must survive a power cut, too.
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let synced = File::open(parent.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all());
+        // Not ours to read, perhaps; then it is not ours to sync either.
+        synced.ok();
         let lock_path = path.join("LOCK");
         let mut open = File::options();
         open.create(true).truncate(false).write(true);
         let lock = open.open(&lock_path).map_err(|error| failed(&lock_path, error))?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Ok(()) => {
+                let dir = Self { path: path.to_owned(), _lock: lock };
+                dir.finish_swap()?;
+                dir.sync()?;
+                Ok(dir)
+            }
             Err(TryLockError::WouldBlock) => Err(DataDirError::InUse { path: path.to_owned() }),
             Err(TryLockError::Error(error)) => Err(failed(&lock_path, error)),
         }
@@ -72,9 +86,12 @@ impl DataDir {
         self.path.join("log")
     }
 
-    /// Whether there is a log, if only an empty one.
+    /// Whether there is a log: its directory, with at least one file of it.
     pub fn has_log(&self) -> bool {
-        self.log_dir().exists()
+        let is_segment = |file: io::Result<fs::DirEntry>| {
+            file.is_ok_and(|file| file.path().extension().is_some_and(|e| e == "log"))
+        };
+        fs::read_dir(self.log_dir()).is_ok_and(|mut files| files.any(is_segment))
     }
 
     /// Where the node's book is.
@@ -88,33 +105,57 @@ impl DataDir {
     /// [`DataDirError`].
     pub fn stage_log(&self) -> Result<PathBuf, DataDirError> {
         self.discard_staged_log()?;
-        let staged = self.staged();
-        DirBuilder::new().mode(MODE).create(&staged).map_err(|error| failed(&staged, error))?;
-        Ok(staged)
+        let draft = self.path.join(DRAFT);
+        DirBuilder::new().mode(MODE).create(&draft).map_err(|error| failed(&draft, error))?;
+        Ok(draft)
     }
 
-    /// Removes the staged log, if there is one.
+    /// Removes what was staged, if anything was.
     ///
     /// # Errors
     /// [`DataDirError`].
     pub fn discard_staged_log(&self) -> Result<(), DataDirError> {
-        let staged = self.staged();
-        match fs::remove_dir_all(&staged) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(&staged, error)),
-            _ => Ok(()),
+        for staged in [DRAFT, STAGED].map(|name| self.path.join(name)) {
+            if let Err(error) = fs::remove_dir_all(&staged)
+                && error.kind() != io::ErrorKind::NotFound
+            {
+                return Err(failed(&staged, error));
+            }
         }
+        Ok(())
     }
 
-    /// Puts the staged log in the place of the present one, which is set aside. Says where to.
+    /// Whether a path lies in what is staged, which the next staging removes.
+    pub fn is_staged(&self, path: &Path) -> bool {
+        let (Ok(path), Ok(dir)) = (path.canonicalize(), self.path.canonicalize()) else {
+            return false;
+        };
+        [DRAFT, STAGED].iter().any(|name| path.starts_with(dir.join(name)))
+    }
+
+    /// Puts the staged log, which is complete and on disk, in the place of the present one, which is
+    /// set aside. Says where to. If a crash comes in between, [`open`](Self::open) goes on.
     ///
     /// # Errors
     /// [`DataDirError`]; the present log may be set aside already then.
     pub fn swap_in_staged_log(&self, now: Timestamp) -> Result<Option<PathBuf>, DataDirError> {
-        let aside = self.set_log_aside(now)?;
-        let (staged, log) = (self.staged(), self.log_dir());
-        fs::rename(&staged, &log).map_err(|error| failed(&log, error))?;
+        let staged = self.path.join(STAGED);
+        let complete = fs::rename(self.path.join(DRAFT), &staged);
+        complete.map_err(|error| failed(&staged, error))?;
         self.sync()?;
+        let aside = self.set_log_aside(now)?;
+        self.finish_swap()?;
         Ok(aside)
+    }
+
+    /// A complete staged log without a present one: the swap was interrupted.
+    fn finish_swap(&self) -> Result<(), DataDirError> {
+        let (staged, log) = (self.path.join(STAGED), self.log_dir());
+        if !log.exists() && staged.exists() {
+            fs::rename(&staged, &log).map_err(|error| failed(&log, error))?;
+            self.sync()?;
+        }
+        Ok(())
     }
 
     /// Sets the log aside, under a name with the time. Says where to; `None` if there is none.
@@ -130,10 +171,6 @@ impl DataDir {
         fs::rename(&log, &aside).map_err(|error| failed(&log, error))?;
         self.sync()?;
         Ok(Some(aside))
-    }
-
-    fn staged(&self) -> PathBuf {
-        self.path.join("log.new")
     }
 
     /// `log.bak-20261124T113000Z`, with a number if that is taken.
@@ -195,6 +232,33 @@ mod tests {
             assert_eq!(fs::read_to_string(aside.join("x")).unwrap(), contents);
             assert!(!dir.log_dir().exists());
         }
+    }
+
+    #[test]
+    fn a_swap_that_was_interrupted_is_finished_at_the_next_start() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path()).unwrap();
+        fs::create_dir(dir.log_dir()).unwrap();
+        fs::write(dir.log_dir().join("old.log"), "").unwrap();
+        fs::write(dir.stage_log().unwrap().join("new.log"), "").unwrap();
+        // As far as the swap comes before the crash: complete, and the present one set aside.
+        fs::rename(temp.path().join(DRAFT), temp.path().join(STAGED)).unwrap();
+        dir.set_log_aside(NOW).unwrap();
+        assert!(!dir.has_log());
+        drop(dir);
+        let dir = DataDir::open(temp.path()).unwrap();
+        assert!(dir.has_log() && dir.log_dir().join("new.log").exists());
+    }
+
+    #[test]
+    fn a_directory_without_a_segment_is_no_log() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path()).unwrap();
+        assert!(!dir.has_log());
+        fs::create_dir(dir.log_dir()).unwrap();
+        assert!(!dir.has_log());
+        fs::write(dir.log_dir().join("1.log"), "").unwrap();
+        assert!(dir.has_log());
     }
 
     #[test]

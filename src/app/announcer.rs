@@ -1,16 +1,17 @@
 //! `Announcer`: states this node to the others and takes in what they state.
 //!
-//! Records of members spread three ways, each enough on its own: a node states itself to everybody
-//! it knows; whoever learns something new passes it on; and a member that the failure detector
-//! reports, known or not, is asked.
+//! Records of members spread four ways, each enough on its own: a node states itself to everybody
+//! it knows; whoever learns something new passes it on; a member that the failure detector reports,
+//! known or not, is asked; and whoever is missing is called again and again.
 
+use std::collections::BTreeSet;
 use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use crate::domain::{Liveness, Member};
+use crate::domain::{Liveness, Meeting, Member, Phase};
 use crate::ports::{
     Announcement, FailureDetector, LivenessChange, MemberBook, PeerError, PeerTransport, Refusal,
 };
@@ -21,6 +22,9 @@ use super::reconcile::Reconciler;
 
 /// Bound of one announcement.
 const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// How often members that are down and seeds that were never met are called.
+const SEARCH_EVERY: Duration = Duration::from_secs(5);
 
 /// Speaks for this node.
 pub(crate) struct Announcer {
@@ -38,7 +42,7 @@ impl Announcer {
         let ours = self.members.announcement();
         let theirs = self.transport.announce(addr, ours, ANNOUNCE_TIMEOUT).await?;
         let sender = theirs.sender.clone();
-        self.receive(theirs)?;
+        self.take_in(theirs, Some(addr))?;
         Ok(sender)
     }
 
@@ -54,11 +58,46 @@ impl Announcer {
         .await;
     }
 
-    /// Takes in what another node states.
+    /// Takes in what another node states that called.
     pub(crate) fn receive(&self, theirs: Announcement) -> Result<(), Refusal> {
+        self.take_in(theirs, None)
+    }
+
+    /// Looks for members that are believed down, and for seeds that are not known as members, for as
+    /// long as the node runs: nobody but this node may know of them, or they of it.
+    pub(crate) async fn run_searching(&self, seeds: &[String]) {
+        loop {
+            tokio::time::sleep(SEARCH_EVERY).await;
+            let missing = self.missing(seeds);
+            join_all(missing.iter().map(|addr| async move {
+                match self.announce_to(addr).await {
+                    Ok(_) | Err(PeerError::Refused(Refusal::Myself)) => {}
+                    Err(PeerError::Refused(reason)) => {
+                        tracing::warn!(addr, %reason, "refused by the node at this address");
+                    }
+                    Err(error) => tracing::debug!(addr, %error, "nobody found"),
+                }
+            }))
+            .await;
+        }
+    }
+
+    fn missing(&self, seeds: &[String]) -> BTreeSet<String> {
+        let view = self.members.view();
+        let is_known = |seed: &&String| {
+            let at_seed = |member: &Member| member.grpc_addr == **seed;
+            view.peers().any(at_seed) || at_seed(view.me())
+        };
+        let seeds = seeds.iter().filter(|seed| !is_known(seed)).cloned();
+        let down = view.peers().filter(|member| view.liveness(member.id) == Liveness::Down);
+        down.map(|member| member.grpc_addr.clone()).chain(seeds).collect()
+    }
+
+    fn take_in(&self, theirs: Announcement, dialled: Option<&str>) -> Result<(), Refusal> {
         self.members.admit(&theirs)?;
-        let taken = self.members.take_in(theirs);
-        self.act_on(taken);
+        let sender = theirs.sender.clone();
+        let taken = self.members.take_in(theirs, dialled);
+        self.act_on(taken, &sender);
         Ok(())
     }
 
@@ -112,22 +151,50 @@ impl Announcer {
         }
     }
 
-    fn act_on(&self, taken: TakenIn) {
+    fn act_on(&self, taken: TakenIn, sender: &Member) {
+        let (peer, addr) = (sender.id, &sender.grpc_addr);
+        match taken.meeting {
+            Some(Meeting::JoinTheirs) => {
+                tracing::warn!(%peer, addr, "met a cluster of this name, founded apart: joining it");
+            }
+            Some(Meeting::AwaitTheirs) => {
+                tracing::warn!(%peer, addr, "met a cluster of this name, founded apart: it has to join");
+            }
+            Some(Meeting::Mates) | None => {}
+        }
         for member in taken.appeared {
             tracing::info!(peer = %member.id, addr = %member.grpc_addr, phase = ?member.phase,
                 generation = member.generation, "member appeared");
-            self.detector.watch(&member);
-            self.reconciler.request(member.id);
+            if member.phase != Phase::Left {
+                self.detector.watch(&member);
+            }
+            self.compare_if_whole(&member);
+        }
+        for member in taken.advanced {
+            tracing::info!(peer = %member.id, phase = ?member.phase, "member went on");
+            self.compare_if_whole(&member);
         }
         if let Some(id) = taken.returned {
             self.reconciler.request(id);
             self.handoff.wake();
         }
-        if let Some(generation) = taken.disputed {
-            let view = self.members.view();
-            tracing::warn!(generation, "others believe this node has left: stating it anew");
-            self.members.restate(generation + 1, view.me().phase);
+        if taken.disputed {
+            tracing::warn!("others believed that this node has left: stated anew");
+        }
+        if taken.outlived {
+            tracing::warn!(
+                "others know a later start of this node: its data directory is an older copy; joining again"
+            );
+        }
+        if taken.disputed || taken.outlived || taken.meeting == Some(Meeting::JoinTheirs) {
             self.detector.restate(self.members.view().me());
+        }
+    }
+
+    /// A member that joins fetches the data itself.
+    fn compare_if_whole(&self, member: &Member) {
+        if member.phase == Phase::Whole {
+            self.reconciler.request(member.id);
         }
     }
 }

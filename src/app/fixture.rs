@@ -164,12 +164,13 @@ fn addr(id: u64) -> String {
 }
 
 fn meet(members: &Members, peer: Member) {
-    members.take_in(Announcement {
+    let announcement = Announcement {
         cluster: "lally".into(),
         protocol: ProtocolRange::OURS,
         sender: peer,
-        members: Vec::new(),
-    });
+        members: vec![members.view().me().clone()],
+    };
+    members.take_in(announcement, None);
 }
 
 fn mock_store(map: &Map) -> MockStore {

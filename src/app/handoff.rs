@@ -93,15 +93,20 @@ impl Handoff {
         loop {
             self.forget_the_gone();
             self.compare_the_overflowed();
-            let waiting = self.waiting();
-            let all_delivered =
-                join_all(waiting.iter().map(|peer| self.deliver(peer))).await.iter().all(|ok| *ok);
-            if all_delivered {
+            if self.deliver_once().await {
                 self.wake.notified().await;
             } else {
                 tokio::time::sleep(RETRY_AFTER).await;
             }
         }
+    }
+
+    /// Sends every member that is up what it missed. Says whether all took it. Cancel safe: a hint
+    /// under way is kept.
+    pub(crate) async fn deliver_once(&self) -> bool {
+        let waiting = self.waiting();
+        let delivered = join_all(waiting.iter().map(|peer| self.deliver(peer))).await;
+        delivered.iter().all(|delivered| *delivered)
     }
 
     /// Sends a member what it missed until nothing is left; `false` once it does not take it.
@@ -111,28 +116,34 @@ impl Handoff {
                 Some(queue) if !queue.is_empty() => queue.take(IN_FLIGHT),
                 _ => return true,
             };
-            let outcomes = join_all(keys.into_iter().map(|key| self.deliver_one(peer, key))).await;
+            let hints = keys.into_iter().map(|key| TakenHint {
+                handoff: self,
+                peer: peer.id,
+                key: Some(key),
+            });
+            let outcomes = join_all(hints.map(|hint| self.deliver_one(peer, hint))).await;
             if outcomes.contains(&false) {
                 return false;
             }
         }
     }
 
-    async fn deliver_one(&self, peer: &Peer, key: Key) -> bool {
-        let Some(entry) = self.store.get(&key) else { return true };
-        let write = KeyedEntry::new(key.clone(), entry);
+    async fn deliver_one(&self, peer: &Peer, mut hint: TakenHint<'_>) -> bool {
+        let Some(key) = hint.key.clone() else { return true };
+        let Some(entry) = self.store.get(&key) else {
+            hint.key = None;
+            return true;
+        };
+        let write = KeyedEntry::new(key, entry);
         match self.transport.write(peer, write, self.limits.peer_timeout).await {
             Ok(WriteReply::Applied { .. } | WriteReply::Superseded { .. }) => {
+                hint.key = None;
                 self.delivered.fetch_add(1, Ordering::Relaxed);
                 true
             }
             Err(error) => {
                 if !matches!(error, PeerError::Unreachable(_) | PeerError::TimedOut) {
                     tracing::warn!(peer = %peer.id, %error, "hint not taken");
-                }
-                // Not `note`: that would wake the loop at once.
-                if let Some(queue) = self.queues().get_mut(&peer.id) {
-                    queue.push(key);
                 }
                 false
             }
@@ -155,7 +166,10 @@ impl Handoff {
 
     /// Members that missed more than fits here are compared in full instead.
     fn compare_the_overflowed(&self) {
-        for (id, queue) in self.queues().iter_mut().filter(|(_, queue)| queue.overflowed()) {
+        let view = self.members.view();
+        let is_up = |id: &NodeId| view.liveness(*id) != Liveness::Down;
+        let mut queues = self.queues();
+        for (id, queue) in queues.iter_mut().filter(|(id, q)| q.overflowed() && is_up(id)) {
             tracing::warn!(peer = %id, "more hints than fit: the member will be compared in full");
             queue.clear_overflow();
             self.reconciler.request(*id);
@@ -164,5 +178,24 @@ impl Handoff {
 
     fn queues(&self) -> MutexGuard<'_, BTreeMap<NodeId, HintQueue>> {
         self.queues.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A hint on its way; back in the queue when it is dropped without having been delivered.
+struct TakenHint<'a> {
+    handoff: &'a Handoff,
+    peer: NodeId,
+    /// `None` once it is delivered.
+    key: Option<Key>,
+}
+
+impl Drop for TakenHint<'_> {
+    fn drop(&mut self) {
+        // Not `note`: that would wake the loop at once.
+        if let Some(key) = self.key.take()
+            && let Some(queue) = self.handoff.queues().get_mut(&self.peer)
+        {
+            queue.push(key);
+        }
     }
 }

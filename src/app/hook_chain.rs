@@ -6,6 +6,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use crate::domain::{Key, KeyedEntry};
 use crate::ports::{ClientError, Effect, Hook, OpKind, Operation, Origin};
 
@@ -15,10 +17,16 @@ const QUEUE_LENGTH: usize = 8_192;
 /// How long all `before` calls of one operation may take together.
 const VETO_TIMEOUT: Duration = Duration::from_millis(100);
 
+/// Calls of `before` at a time. One that hangs keeps its thread of the runtime's pool, which the node
+/// needs for its files, too.
+const VETO_CALLS: usize = 64;
+
 /// The hooks of a node, in the order of their configuration.
 pub(crate) struct HookChain {
     queues: Vec<SyncSender<(Operation, Effect)>>,
     vetoers: Vec<Arc<dyn Hook>>,
+    /// Of calls of `before` at a time.
+    places: Arc<Semaphore>,
     counts: Arc<HookCounts>,
 }
 
@@ -35,7 +43,8 @@ impl HookChain {
         let counts = Arc::new(HookCounts::default());
         let vetoers = hooks.iter().filter(|hook| hook.may_veto()).cloned().collect();
         let queues = hooks.into_iter().filter_map(|hook| start_thread(hook, &counts)).collect();
-        Self { queues, vetoers, counts }
+        let places = Arc::new(Semaphore::new(VETO_CALLS));
+        Self { queues, vetoers, places, counts }
     }
 
     /// Whether nobody watches, so that an operation need not even be described.
@@ -48,8 +57,15 @@ impl HookChain {
         if self.vetoers.is_empty() {
             return Ok(());
         }
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            self.counts.drops.fetch_add(1, Ordering::Relaxed);
+            return Ok(());
+        };
         let (vetoers, counts) = (self.vetoers.clone(), Arc::clone(&self.counts));
-        let asked = tokio::task::spawn_blocking(move || ask_all(&vetoers, &operation, &counts));
+        let asked = tokio::task::spawn_blocking(move || {
+            let _place = place;
+            ask_all(&vetoers, &operation, &counts)
+        });
         if let Ok(Ok(verdict)) = tokio::time::timeout(VETO_TIMEOUT, asked).await {
             return verdict;
         }
@@ -247,6 +263,11 @@ mod tests {
         let chain = HookChain::start(vec![Arc::new(Gatekeeper("hang"))]);
         assert_eq!(runtime.block_on(chain.before(operation())), Ok(()));
         assert_eq!(chain.counts(), (1, 0));
+        // However many hang: the threads of the pool are not used up.
+        let many = (0..2 * VETO_CALLS).map(|_| chain.before(operation()));
+        let passed = runtime.block_on(futures_util::future::join_all(many));
+        assert!(passed.iter().all(Result::is_ok));
+        assert_eq!(chain.places.available_permits(), 0);
         runtime.shutdown_background();
     }
 }

@@ -9,8 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
+use tokio::sync::watch;
+use tokio::time::Instant;
 
-use crate::domain::{Contact, Member, NodeId, Phase, Start};
+use crate::domain::{Contact, Member, NodeId, Phase, Roundup, Start};
 use crate::ports::{Peer, PeerError, Refusal};
 
 use super::announcer::Announcer;
@@ -20,6 +22,11 @@ use super::stage::{LifeStage, Stage};
 
 const BACKOFF_MIN: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(2);
+
+/// How long a former member waits for those that were whole when it left, before it goes on alone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+const JOINING: &str = "joining the cluster";
 
 /// Brings this node in.
 pub(crate) struct Joining {
@@ -35,29 +42,66 @@ pub(crate) struct Joining {
 #[derive(Default)]
 struct Round {
     answered: BTreeMap<NodeId, Member>,
-    /// Addresses that were tried and are not this node's own.
-    others: usize,
+    /// Addresses at which nobody answered.
+    silent: usize,
     /// Why somebody did not answer, for whoever waits.
     failure: Option<String>,
 }
 
 impl Joining {
-    /// Runs until this node is whole and has compared itself with whoever answers.
-    pub(crate) async fn run(self) {
+    /// Runs until this node is whole and has compared itself with whoever answers; and again
+    /// whenever it turns out that it has to join once more.
+    pub(crate) async fn run(mut self) {
         self.stage.advance(match self.start {
             Start::Found | Start::Resume => LifeStage::CatchingUp,
-            Start::Join | Start::Return => LifeStage::Joining("joining the cluster".into()),
+            Start::Join | Start::Rejoin | Start::Return => LifeStage::Joining(JOINING.into()),
         });
-        let mut backoff = BACKOFF_MIN;
+        let mut rejoins = self.members.rejoins();
         loop {
+            self.join(&mut rejoins).await;
+            if rejoins.changed().await.is_err() {
+                return;
+            }
+            rejoins.mark_changed();
+        }
+    }
+
+    async fn join(&mut self, rejoins: &mut watch::Receiver<u64>) {
+        let (mut backoff, began) = (BACKOFF_MIN, Instant::now());
+        loop {
+            if rejoins.has_changed().is_ok_and(|changed| changed) {
+                rejoins.mark_unchanged();
+                self.start = Start::Join;
+                self.stage.advance(LifeStage::Joining(JOINING.into()));
+            }
+            let generation = self.members.view().me().generation;
             let round = self.announce_everywhere().await;
             let contacts = self.compare(&round).await;
-            if self.start.is_complete(self.members.me(), &contacts, round.others == 0) {
-                break self.complete(contacts.len()).await;
+            let roundup = self.round_up(&round, contacts, began.elapsed() >= PATIENCE);
+            if self.start.is_complete(self.members.me(), &roundup)
+                && self.complete(generation).await
+            {
+                let members = self.members.view().replicas().count();
+                tracing::info!(members, compared = roundup.answered.len(), "ready");
+                return;
             }
-            self.report(&round);
+            self.report(&round, &roundup);
             tokio::time::sleep(backoff).await;
             backoff = BACKOFF_MAX.min(backoff * 2);
+        }
+    }
+
+    fn round_up(&self, round: &Round, answered: Vec<Contact>, patience_is_over: bool) -> Roundup {
+        let view = self.members.view();
+        let silent =
+            view.peers().filter(|m| m.phase == Phase::Whole && !round.answered.contains_key(&m.id));
+        let replaces = view.others().any(|(member, _)| member.grpc_addr == view.me().grpc_addr);
+        Roundup {
+            answered,
+            silent_members: silent.count(),
+            silent_addrs: round.silent,
+            replaces_a_member: replaces,
+            patience_is_over,
         }
     }
 
@@ -90,7 +134,7 @@ impl Joining {
     async fn compare(&self, round: &Round) -> Vec<Contact> {
         let answered = || round.answered.values().filter(|m| m.phase != Phase::Left);
         let any_whole = answered().any(|member| member.phase == Phase::Whole);
-        let newcomer = self.start == Start::Join;
+        let newcomer = matches!(self.start, Start::Join | Start::Rejoin);
         let mut contacts = Vec::new();
         for member in answered() {
             let needed = !(newcomer && any_whole) || member.phase == Phase::Whole;
@@ -110,24 +154,27 @@ impl Joining {
         }
     }
 
-    async fn complete(&self, compared: usize) {
-        if self.start.first_phase() == Phase::Joining {
-            self.members.restate(0, Phase::Whole);
-            self.announcer.save().await;
+    /// Says whether this node counts from now on.
+    async fn complete(&self, generation: u64) -> bool {
+        if !self.members.become_whole(generation) {
+            return false;
         }
+        self.announcer.save().await;
         self.stage.advance(LifeStage::Serving);
-        let members = self.members.view().replicas().count();
-        tracing::info!(members, compared, "ready");
+        true
     }
 
-    fn report(&self, round: &Round) {
-        let why = match (&round.failure, round.answered.len()) {
-            (Some(failure), 0) => format!("joining the cluster: no member answered; {failure}"),
-            (_, 0) => "joining the cluster: no member answered".to_owned(),
-            (_, n) => format!("joining the cluster: getting the data from {n} members"),
+    fn report(&self, round: &Round, roundup: &Roundup) {
+        let missing = roundup.silent_members;
+        let state = match (round.answered.len(), missing) {
+            (0, _) => "no member answered".to_owned(),
+            (n, 0) => format!("getting the data from {n} members"),
+            (n, missing) => format!("{n} members answered, {missing} others did not"),
         };
+        let failure = round.failure.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+        let why = format!("{JOINING}: {state}{failure}");
         tracing::warn!(reason = why, "not joined yet, trying again");
-        if self.start.first_phase() == Phase::Joining {
+        if self.members.view().me().phase == Phase::Joining {
             self.stage.advance(LifeStage::Joining(why));
         }
     }
@@ -138,11 +185,10 @@ impl Round {
         match outcome {
             Err(PeerError::Refused(Refusal::Myself)) => {}
             Ok(member) => {
-                self.others += 1;
                 self.answered.insert(member.id, member);
             }
             Err(error) => {
-                self.others += 1;
+                self.silent += 1;
                 self.failure = Some(format!("{addr}: {error}"));
             }
         }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
 
-use crate::domain::{Liveness, Member, MemberView, NodeId, Phase, RecordChange};
+use crate::domain::{Liveness, Meeting, Member, MemberView, NodeId, Phase, RecordChange, Start};
 use crate::ports::{Announcement, Book, BookError, MemberBook, ProtocolRange, Refusal};
 
 /// The members, shared.
@@ -17,24 +17,36 @@ pub(crate) struct Members {
     view: ArcSwap<MemberView>,
     /// Held while a change is made, so that none is lost.
     changing: Mutex<()>,
+    /// Held while the view is written down.
+    saving: tokio::sync::Mutex<()>,
     /// Counts changes of records (not of liveness).
     changes: watch::Sender<u64>,
+    /// Counts how often this node, in the middle of its life, had to join again.
+    rejoins: watch::Sender<u64>,
+    /// What is written down of this node for as long as it is not whole.
+    until_whole: Mutex<Option<Phase>>,
 }
 
 /// What came of an announcement.
 #[derive(Debug, Default)]
 pub(crate) struct TakenIn {
+    /// What the sender is to this node.
+    pub(crate) meeting: Option<Meeting>,
     /// Members that are new here or came back with a new generation.
     pub(crate) appeared: Vec<Member>,
+    /// Members that went on to another phase.
+    pub(crate) advanced: Vec<Member>,
     /// The sender, if it was thought to be down or slow, and has just proved otherwise.
     pub(crate) returned: Option<NodeId>,
-    /// Somebody believes this node's generation is over, up to this one.
-    pub(crate) disputed: Option<u64>,
+    /// Somebody believed that this node has left; it has stated itself anew.
+    pub(crate) disputed: bool,
+    /// Somebody knows a later generation of this node; it has stated itself anew and joins again.
+    pub(crate) outlived: bool,
 }
 
 impl Members {
     /// The view of a node that states itself as `me` and remembers these others.
-    pub(crate) fn new(cluster: &str, me: Member, remembered: Vec<Member>) -> Self {
+    pub(crate) fn new(cluster: &str, me: Member, remembered: Vec<Member>, start: Start) -> Self {
         let mut view = MemberView::new(me);
         for member in remembered {
             view.merge(member);
@@ -43,7 +55,10 @@ impl Members {
             cluster: cluster.to_owned(),
             view: ArcSwap::from_pointee(view),
             changing: Mutex::new(()),
+            saving: tokio::sync::Mutex::new(()),
             changes: watch::Sender::new(0),
+            rejoins: watch::Sender::new(0),
+            until_whole: Mutex::new(start.kept_until_whole()),
         }
     }
 
@@ -88,20 +103,34 @@ impl Members {
             let (ours, theirs) = (ProtocolRange::OURS, announcement.protocol);
             return Err(Refusal::WrongProtocol { ours, theirs });
         }
-        if announcement.sender.id == self.me() {
-            return Err(Refusal::Myself);
+        let (view, sender) = (self.view.load(), &announcement.sender);
+        match (sender.id == view.me().id, sender.grpc_addr == view.me().grpc_addr) {
+            (true, true) => Err(Refusal::Myself),
+            (true, false) => Err(Refusal::SameIdentity { addr: sender.grpc_addr.clone() }),
+            (false, true) => Err(Refusal::SameAddress { addr: sender.grpc_addr.clone() }),
+            (false, false) => Ok(()),
         }
-        Ok(())
     }
 
-    /// Takes in what an admitted sender states about itself and others.
-    pub(crate) fn take_in(&self, announcement: Announcement) -> TakenIn {
+    /// Takes in what an admitted sender states about itself and others. `dialled` is the address at
+    /// which it was found, if it was this node that asked.
+    pub(crate) fn take_in(&self, announcement: Announcement, dialled: Option<&str>) -> TakenIn {
         let mut taken = TakenIn::default();
         self.change_records(|view| {
-            let mut changed = false;
             let sender = announcement.sender.id;
+            taken.meeting = Some(view.meet(&announcement.sender, &announcement.members));
+            match taken.meeting {
+                // It hears of this cluster in the answer, or in the call, and asks to be let in.
+                Some(Meeting::AwaitTheirs) => return false,
+                Some(Meeting::JoinTheirs) => self.join_again(view, view.me().generation),
+                _ => {}
+            }
             if view.liveness(sender) != Liveness::Alive {
                 taken.returned = Some(sender);
+            }
+            let mut changed = taken.meeting == Some(Meeting::JoinTheirs);
+            if dialled == Some(announcement.sender.grpc_addr.as_str()) {
+                changed |= view.replace_at(&announcement.sender.grpc_addr, sender);
             }
             for record in announcement.members.into_iter().chain([announcement.sender]) {
                 let change = if record.id == sender {
@@ -109,15 +138,18 @@ impl Members {
                 } else {
                     view.merge(record.clone())
                 };
+                changed |= change != RecordChange::Nothing;
                 match change {
                     RecordChange::Nothing => {}
-                    RecordChange::Advanced => changed = true,
-                    RecordChange::Appeared => {
-                        changed = true;
-                        taken.appeared.push(record);
-                    }
+                    RecordChange::Advanced => taken.advanced.push(record),
+                    RecordChange::Appeared => taken.appeared.push(record),
                     RecordChange::Disputed { generation } => {
-                        taken.disputed = taken.disputed.max(Some(generation));
+                        view.rise_above(generation);
+                        taken.disputed = true;
+                    }
+                    RecordChange::Outlived { generation } => {
+                        self.join_again(view, generation);
+                        taken.outlived = true;
                     }
                 }
             }
@@ -126,12 +158,45 @@ impl Members {
         taken
     }
 
-    /// States this node anew.
-    pub(crate) fn restate(&self, generation: u64, phase: Phase) {
+    /// Has this node count for nothing until it has joined (again), in a generation above this one.
+    fn join_again(&self, view: &mut MemberView, generation: u64) {
+        view.rise_above(generation);
+        view.enter(Phase::Joining);
+        self.keep_until_whole(Some(Phase::Joining));
+        self.rejoins.send_modify(|count| *count += 1);
+    }
+
+    /// Sees a new number whenever this node has to join again.
+    pub(crate) fn rejoins(&self) -> watch::Receiver<u64> {
+        self.rejoins.subscribe()
+    }
+
+    /// This node has joined, as it stated itself in this generation. `false` if it had to state
+    /// itself anew meanwhile: then it has to compare itself once more.
+    pub(crate) fn become_whole(&self, generation: u64) -> bool {
+        let mut done = false;
         self.change_records(|view| {
-            view.restate(generation, phase);
+            done = view.me().generation == generation && view.me().phase != Phase::Left;
+            if done {
+                view.enter(Phase::Whole);
+                self.keep_until_whole(None);
+            }
+            done
+        });
+        done
+    }
+
+    /// This node says good-bye. One that was not whole yet has to join when it is back, whatever it
+    /// says now.
+    pub(crate) fn leave(&self) {
+        self.change_records(|view| {
+            view.enter(Phase::Left);
             true
         });
+    }
+
+    fn keep_until_whole(&self, phase: Option<Phase>) {
+        *self.until_whole.lock().unwrap_or_else(PoisonError::into_inner) = phase;
     }
 
     /// Takes in what the failure detector says. Says whether that is news.
@@ -144,18 +209,20 @@ impl Members {
         news
     }
 
-    /// Writes this view down.
+    /// Writes this view down. Saves take turns, so that the last one is of the last view.
     pub(crate) async fn save_to(&self, book: &dyn MemberBook) -> Result<(), BookError> {
+        let _turn = self.saving.lock().await;
         let now = self.to_book();
         book.save(&now).await
     }
 
     fn to_book(&self) -> Book {
         let view = self.view.load();
+        let until_whole = *self.until_whole.lock().unwrap_or_else(PoisonError::into_inner);
         Book {
             id: view.me().id,
             generation: view.me().generation,
-            phase: view.me().phase,
+            phase: until_whole.unwrap_or(view.me().phase),
             cluster: self.cluster.clone(),
             members: view.others().map(|(member, _)| member.clone()).collect(),
         }

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::{Member, Phase, Start};
+use crate::domain::{Member, Start};
 use crate::ports::{
     Book, ClientApi, Clock, FailureDetector, Hook, LogError, MemberBook, OpLog, PeerTransport,
     Replayed, ReplicaApi, Store,
@@ -35,11 +35,17 @@ use super::writing::Writer;
 /// bounded by the timeout of a call to a peer.
 const FINISH_WITHIN: Duration = Duration::from_millis(2_500);
 
+/// How long it delivers what members missed before.
+const DELIVER_WITHIN: Duration = Duration::from_millis(1_500);
+
 /// How long a stopping node gives its last words.
-const LEAVE_WITHIN: Duration = Duration::from_secs(2);
+const LEAVE_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// How long connections to peers may take to close.
 const CLOSE_WITHIN: Duration = Duration::from_millis(500);
+
+/// How long the disk of the log may take for the last writes.
+const CLOSE_LOG_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// The adapters of a node.
 pub struct NodeParts {
@@ -95,7 +101,8 @@ impl Node {
         let stage = Arc::new(Stage::new());
         let me = Self::first_record(book, start, &settings);
         let hooks = Arc::new(HookChain::start(parts.hooks.clone()));
-        let members = Arc::new(Members::new(&settings.cluster, me.clone(), book.members.clone()));
+        let members =
+            Arc::new(Members::new(&settings.cluster, me.clone(), book.members.clone(), start));
         let stamps = Arc::new(Stamps::new(
             me.id,
             settings.max_clock_drift,
@@ -228,6 +235,8 @@ impl Node {
         self.tasks.spawn(async move { announcer.run_spreading(stopped).await });
         let announcer = Arc::clone(&self.announcer);
         self.tasks.spawn_loop(async move { announcer.run_detection().await });
+        let (announcer, seeds) = (Arc::clone(&self.announcer), self.settings.seeds.clone());
+        self.tasks.spawn_loop(async move { announcer.run_searching(&seeds).await });
         let handoff = Arc::clone(&self.handoff);
         self.tasks.spawn_loop(async move { handoff.run().await });
         let (reconciler, interval) =
@@ -250,15 +259,16 @@ impl Node {
         self.stage.advance(LifeStage::Stopping);
     }
 
-    /// Finishes what is under way and tells the peers "left". Takes at most four and a half seconds.
+    /// Finishes what is under way, delivers what members that are up have missed, and tells the
+    /// peers "left". Takes at most five and a half seconds.
     pub async fn leave(&self) {
-        self.refuse_clients();
-        if !self.tasks.finish(FINISH_WITHIN).await {
-            tracing::warn!("stopping although deliveries are under way: peers will compare");
+        self.finish_up().await;
+        // What only this node has must not go with it: nobody counts on its return.
+        let delivering = self.handoff.deliver_once();
+        if tokio::time::timeout(DELIVER_WITHIN, delivering).await != Ok(true) {
+            tracing::warn!("leaving although members that are up have missed writes");
         }
-        if self.members.view().me().phase == Phase::Whole {
-            self.members.restate(0, Phase::Left);
-        }
+        self.members.leave();
         let farewell = async {
             self.announcer.save().await;
             self.announcer.announce_to_all().await;
@@ -266,6 +276,15 @@ impl Node {
         };
         if tokio::time::timeout(LEAVE_WITHIN, farewell).await.is_err() {
             tracing::warn!("not every peer heard that this node left");
+        }
+    }
+
+    /// Finishes what is under way and says nothing: for a node that cannot go on, and stays a member
+    /// until it is back. Takes at most two and a half seconds.
+    pub async fn finish_up(&self) {
+        self.refuse_clients();
+        if !self.tasks.finish(FINISH_WITHIN).await {
+            tracing::warn!("stopping although deliveries are under way: peers will compare");
         }
     }
 
@@ -283,7 +302,8 @@ impl Node {
         if tokio::time::timeout(CLOSE_WITHIN, self.parts.transport.close()).await.is_err() {
             tracing::warn!("connections to peers dropped");
         }
-        self.parts.log.close().await
+        let closed = tokio::time::timeout(CLOSE_LOG_WITHIN, self.parts.log.close()).await;
+        closed.unwrap_or_else(|_| Err(LogError::Failed("its disk does not answer".into())))
     }
 }
 

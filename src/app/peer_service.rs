@@ -4,10 +4,10 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::domain::{Bucket, BucketSet, Digest, Entry, Key, KeyedEntry};
+use crate::domain::{Bucket, BucketSet, Digest, Entry, Key, KeyedEntry, Phase};
 use crate::ports::{
-    Announcement, ApplyError, EntryChunk, EntryStream, FailureDetector, Origin, PeerError, Refusal,
-    ReplicaApi, Store, WriteReply,
+    Announcement, ApplyError, EntryChunk, EntryStream, FailureDetector, NotWhole, Origin,
+    PeerError, Refusal, ReplicaApi, Store, WriteReply,
 };
 
 use super::announcer::Announcer;
@@ -36,8 +36,11 @@ impl ReplicaApi for PeerService {
         self.replica.apply(writes, origin).await
     }
 
-    fn read(&self, key: &Key) -> Option<Entry> {
-        self.replica.get(key)
+    fn read(&self, key: &Key) -> Result<Option<Entry>, NotWhole> {
+        match self.announcer.members.view().me().phase {
+            Phase::Whole => Ok(self.replica.get(key)),
+            Phase::Joining | Phase::Left => Err(NotWhole),
+        }
     }
 
     fn digest(&self) -> Digest {
@@ -53,7 +56,8 @@ impl ReplicaApi for PeerService {
         let walked = Arc::clone(&store);
         // A walk over all keys: too long for the threads that serve clients.
         let keys = tokio::task::spawn_blocking(move || walked.keys_in(&buckets)).await;
-        Box::new(StoreStream { store, keys: keys.unwrap_or_default().into_iter().peekable() })
+        let keys = keys.unwrap_or_default().into_iter().peekable();
+        Box::new(StoreStream { store, keys, ended: false })
     }
 
     async fn announce(&self, announcement: Announcement) -> Result<Announcement, Refusal> {
@@ -74,17 +78,21 @@ struct StoreStream {
     store: Arc<dyn Store>,
     /// Ordered by bucket.
     keys: std::iter::Peekable<std::vec::IntoIter<Key>>,
+    /// Whether the last chunk is out; there is one even if there are no keys.
+    ended: bool,
 }
 
 #[async_trait]
 impl EntryStream for StoreStream {
     async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
-        self.keys.peek()?;
+        if self.ended {
+            return None;
+        }
         let (mut entries, mut bytes) = (Vec::new(), 0);
         let mut complete_through = None;
         while let Some(key) = self.keys.next() {
             let bucket = Bucket::of(&key);
-            if self.keys.peek().is_none_or(|next| Bucket::of(next) > bucket) {
+            if self.keys.peek().is_some_and(|next| Bucket::of(next) > bucket) {
                 complete_through = Some(bucket);
             }
             if let Some(entry) = self.store.get(&key) {
@@ -95,6 +103,10 @@ impl EntryStream for StoreStream {
             if bytes >= CHUNK_BYTES || entries.len() >= CHUNK_ENTRIES {
                 break;
             }
+        }
+        if self.keys.peek().is_none() {
+            self.ended = true;
+            complete_through = Some(Bucket::LAST);
         }
         Some(Ok(EntryChunk { entries, complete_through }))
     }

@@ -5,7 +5,7 @@
 //! moment later, filters differences that are only writes under way. A comparison that breaks off
 //! has lost nothing: what was exchanged is merged, and the next one finds the rest.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -14,9 +14,7 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::domain::{
-    Bucket, BucketSet, Key, KeyedEntry, Liveness, NodeId, Phase, Timestamp, Version,
-};
+use crate::domain::{Bucket, BucketSet, Key, KeyedEntry, Liveness, NodeId, Phase, Timestamp};
 use crate::ports::{ApplyError, Clock, Origin, Peer, PeerError, PeerTransport};
 
 use super::apply::Replica;
@@ -32,8 +30,12 @@ const MAX_ROUNDS: usize = 8;
 /// Entries stamped this long before a round began were not under way: they were missing.
 const UNDER_WAY_NS: u64 = 2_000_000_000;
 
-/// Bytes of keys and values pushed at a time.
+/// Bytes of keys and values, and entries, pushed at a time.
 const PUSH_BYTES: usize = 256 * 1_024;
+const PUSH_ENTRIES: usize = 4_096;
+
+/// How long a peer may take to begin a stream of entries.
+const FIRST_CHUNK_WITHIN: Duration = Duration::from_secs(30);
 
 /// A peer whose comparison failed is tried again this much later.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -140,7 +142,11 @@ impl Reconciler {
             }
             let moved = self.exchange(peer, differing).await?;
             tracing::info!(peer = %peer.id, pulled = moved.pulled, pushed = moved.pushed,
-                "data compared and exchanged");
+                refused = moved.refused, "data compared and exchanged");
+            if moved.refused > 0 {
+                // This node lacks them until its clock is right, or they have come of age.
+                return Ok(false);
+            }
             let settled = moved.oldest.is_none_or(|at| began.nanos_after(at) < UNDER_WAY_NS);
             if settled && round > 0 {
                 return Ok(true);
@@ -163,15 +169,23 @@ impl Reconciler {
     async fn exchange(&self, peer: &Peer, buckets: BucketSet) -> Result<Moved, PeerError> {
         let mut exchange = Exchange::new(self, peer, self.own_keys(&buckets).await);
         let mut stream = self.transport.pull(peer, buckets).await?;
+        let mut complete_through = None;
+        // The peer walks over all its keys before it sends the first ones.
+        let mut patience = FIRST_CHUNK_WITHIN;
         loop {
-            let next = tokio::time::timeout(self.peer_timeout, stream.next()).await;
+            let next = tokio::time::timeout(patience, stream.next()).await;
             let Some(chunk) = next.map_err(|_| PeerError::TimedOut)?.transpose()? else { break };
+            patience = self.peer_timeout;
             exchange.take_in(chunk.entries).await?;
             if let Some(through) = chunk.complete_through {
                 exchange.give_through(through).await?;
+                complete_through = Some(through);
             }
         }
-        exchange.give_through(Bucket::new(u16::MAX)).await?;
+        if complete_through != Some(Bucket::LAST) {
+            // The peer stopped in the middle: what did not come is not what it does not hold.
+            return Err(PeerError::TimedOut);
+        }
         exchange.push().await?;
         Ok(exchange.moved)
     }
@@ -188,7 +202,9 @@ impl Reconciler {
         let due = std::mem::take(&mut *lock(&self.due));
         let mut all_well = true;
         for id in due {
-            let Some(member) = view.get(id).filter(|m| m.phase != Phase::Left) else { continue };
+            // One that joins fetches what it lacks; all others giving it everything would only be
+            // in its way.
+            let Some(member) = view.get(id).filter(|m| m.phase == Phase::Whole) else { continue };
             if view.liveness(id) == Liveness::Down {
                 continue;
             }
@@ -220,7 +236,9 @@ impl Reconciler {
 struct Moved {
     pulled: u64,
     pushed: u64,
-    /// The oldest version among it.
+    /// Entries that this node did not take, for their clock.
+    refused: u64,
+    /// The oldest version among what was moved.
     oldest: Option<Timestamp>,
 }
 
@@ -230,8 +248,8 @@ struct Exchange<'a> {
     peer: &'a Peer,
     /// This node's keys in the buckets, in their order, those not yet given.
     own_keys: std::iter::Peekable<std::vec::IntoIter<Key>>,
-    /// What the peer holds in buckets that are not complete yet.
-    theirs: HashMap<Key, Version>,
+    /// What the peer was found to hold in buckets that are not complete yet.
+    theirs: HashSet<Key>,
     to_push: Vec<KeyedEntry>,
     to_push_bytes: usize,
     moved: Moved,
@@ -243,7 +261,7 @@ impl<'a> Exchange<'a> {
             reconciler,
             peer,
             own_keys: own_keys.into_iter().peekable(),
-            theirs: HashMap::new(),
+            theirs: HashSet::new(),
             to_push: Vec::new(),
             to_push_bytes: 0,
             moved: Moved::default(),
@@ -255,17 +273,24 @@ impl<'a> Exchange<'a> {
         let replica = &self.reconciler.replica;
         let mut news = Vec::new();
         for theirs in entries {
-            self.theirs.insert(theirs.key.clone(), theirs.entry.version);
-            if replica.get(&theirs.key).is_none_or(|ours| theirs.entry.supersedes(&ours)) {
-                self.moved.note(theirs.entry.version.timestamp);
+            let ours = replica.get(&theirs.key);
+            self.theirs.insert(theirs.key.clone());
+            if ours.as_ref().is_none_or(|ours| theirs.entry.supersedes(ours)) {
                 news.push(theirs);
+            } else if let Some(ours) = ours.filter(|ours| ours.supersedes(&theirs.entry)) {
+                self.give(KeyedEntry::new(theirs.key, ours)).await?;
             }
         }
-        for reply in replica.apply(news, Origin::Sync).await {
+        let stamps: Vec<_> = news.iter().map(|write| write.entry.version.timestamp).collect();
+        let replies = self.reconciler.replica.apply(news, Origin::Sync).await;
+        for (stamp, reply) in stamps.into_iter().zip(replies) {
             match reply {
-                Ok(_) => self.moved.pulled += 1,
-                // Counted and logged by the replica; the rest of the data need not wait for it.
-                Err(ApplyError::ClockDrift(_)) => {}
+                Ok(_) => {
+                    self.moved.pulled += 1;
+                    self.moved.note(stamp);
+                }
+                // Logged by the replica; the rest of the data need not wait for it.
+                Err(ApplyError::ClockDrift(_)) => self.moved.refused += 1,
                 Err(error) => return Err(PeerError::Rejected(error.to_string())),
             }
         }
@@ -275,18 +300,24 @@ impl<'a> Exchange<'a> {
     /// Gives the peer what it lacks in the buckets up to this one.
     async fn give_through(&mut self, through: Bucket) -> Result<(), PeerError> {
         while let Some(key) = self.own_keys.next_if(|key| Bucket::of(key) <= through) {
-            let Some(ours) = self.reconciler.replica.get(&key) else { continue };
-            if self.theirs.get(&key).is_none_or(|theirs| ours.version > *theirs) {
-                self.moved.note(ours.version.timestamp);
-                let write = KeyedEntry::new(key, ours);
-                self.to_push_bytes += write.payload_bytes();
-                self.to_push.push(write);
-                if self.to_push_bytes >= PUSH_BYTES {
-                    self.push().await?;
-                }
+            if self.theirs.contains(&key) {
+                continue;
+            }
+            if let Some(ours) = self.reconciler.replica.get(&key) {
+                self.give(KeyedEntry::new(key, ours)).await?;
             }
         }
-        self.theirs.retain(|key, _| Bucket::of(key) > through);
+        self.theirs.retain(|key| Bucket::of(key) > through);
+        Ok(())
+    }
+
+    async fn give(&mut self, write: KeyedEntry) -> Result<(), PeerError> {
+        self.moved.note(write.entry.version.timestamp);
+        self.to_push_bytes += write.payload_bytes();
+        self.to_push.push(write);
+        if self.to_push_bytes >= PUSH_BYTES || self.to_push.len() >= PUSH_ENTRIES {
+            self.push().await?;
+        }
         Ok(())
     }
 

@@ -4,7 +4,7 @@ use std::sync::{Mutex, PoisonError};
 
 use crate::ports::ClientError;
 
-/// The stages of a node's life. They only go forward.
+/// The stages of a node's life, in their order; a node that has to join again goes back once more.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum LifeStage {
     /// Reads its log. Takes nothing.

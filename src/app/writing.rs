@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::domain::{
-    Content, Entry, Key, KeyedEntry, Liveness, NodeId, Progress, QuorumSpec, Version, WriteQuorum,
+    Content, Entry, Key, KeyedEntry, Liveness, MemberView, NodeId, Progress, QuorumSpec, Version,
+    WriteQuorum,
 };
 use crate::ports::{
     Answer, ApplyError, ClientError, LogError, Origin, Peer, PeerError, PeerTransport, Verdict,
@@ -108,8 +109,11 @@ struct Running {
     /// The version of the current attempt.
     version: Version,
     quorum: WriteQuorum,
-    /// The newest entry a removal removed anywhere, our own earlier attempts aside.
+    /// The newest entry a removal removed anywhere, the tombstones of its earlier attempts aside.
     removed: Option<Entry>,
+    /// Members that did not take it. They get hints, but not before this node has replied: a hint
+    /// is delivered from the store.
+    missed: Vec<NodeId>,
     /// Why this node did not take it.
     failed_here: Option<ApplyError>,
     /// Whether a replica that did not acknowledge may hold it all the same.
@@ -149,9 +153,13 @@ impl Running {
     async fn begin(writer: Arc<Writer>, write: Write) -> Result<Self, LogError> {
         let version = writer.stamps.stamp().await?;
         let view = writer.members.view();
-        let required = write.quorum.among(view.replicas().count());
+        // A quorum of one may be met before this node has said what it removed itself.
+        let removed = match write.content {
+            Content::Tombstone => writer.replica.get(&write.key),
+            Content::Live(_) => None,
+        };
         let mut running = Self {
-            quorum: WriteQuorum::new(required, view.replicas()),
+            quorum: quorum(&write, &view),
             _token: writer.tasks.token(),
             writer,
             write,
@@ -160,11 +168,12 @@ impl Running {
             attempt: 1,
             first_version: version,
             version,
-            removed: None,
+            removed,
+            missed: Vec::new(),
             failed_here: None,
             in_doubt: false,
         };
-        running.send_to_all();
+        running.send_to_all(&view);
         Ok(running)
     }
 
@@ -173,22 +182,22 @@ impl Running {
     async fn begin_again(&mut self) -> Result<(), LogError> {
         self.version = self.writer.stamps.stamp().await?;
         self.attempt += 1;
+        // What the attempt before achieved, or may yet, is not undone by how this one ends.
+        self.in_doubt |= self.quorum.achieved() > 0 || self.quorum.outstanding() > 0;
         let view = self.writer.members.view();
-        let required = self.write.quorum.among(view.replicas().count());
-        self.quorum = WriteQuorum::new(required, view.replicas());
-        self.send_to_all();
+        self.quorum = quorum(&self.write, &view);
+        self.send_to_all(&view);
         Ok(())
     }
 
-    fn send_to_all(&mut self) {
+    fn send_to_all(&mut self, view: &MemberView) {
         let entry = Entry { version: self.version, content: self.write.content.clone() };
         let keyed = KeyedEntry::new(self.write.key.clone(), entry);
         let attempt = self.attempt;
-        let view = self.writer.members.view();
         for member in view.peers() {
             if view.liveness(member.id) == Liveness::Down {
                 self.quorum.record_failure(member.id);
-                self.writer.handoff.note(member.id, keyed.key.clone());
+                self.missed.push(member.id);
                 continue;
             }
             let (peer, keyed) = (Peer::from(member), keyed.clone());
@@ -285,7 +294,7 @@ impl Running {
                 if current {
                     self.quorum.record_ack(reply.node);
                 }
-                let removed = previous.filter(|entry| !self.is_ours(entry.version));
+                let removed = previous.filter(|entry| !self.is_ours(entry));
                 self.removed = self.removed.take().max(removed);
             }
             Ok(WriteReply::Superseded { by }) if current => self.record_superseded(reply.node, by),
@@ -297,11 +306,18 @@ impl Running {
                 self.record_failure(reply.node, failure);
             }
         }
+        if self.here.is_none() {
+            for member in self.missed.drain(..) {
+                self.writer.handoff.note(member, self.write.key.clone());
+            }
+        }
     }
 
-    /// Whether a version is that of one of this write's attempts.
-    fn is_ours(&self, version: Version) -> bool {
-        version.node == self.version.node && version >= self.first_version
+    /// Whether an entry is the tombstone of one of this removal's attempts.
+    fn is_ours(&self, entry: &Entry) -> bool {
+        entry.is_tombstone()
+            && entry.version.node == self.version.node
+            && entry.version >= self.first_version
     }
 
     fn record_superseded(&mut self, node: NodeId, by: Version) {
@@ -319,12 +335,14 @@ impl Running {
         match failure {
             Failure::Here(error) => {
                 tracing::warn!(%error, "write not taken by this node");
+                // A log that failed may hold it all the same, and the next start find it.
+                self.in_doubt |= matches!(error, ApplyError::Log(LogError::Failed(_)));
                 self.failed_here = Some(error);
             }
             Failure::There(error) => {
                 self.in_doubt |= matches!(error, PeerError::TimedOut | PeerError::Protocol(_));
                 tracing::debug!(peer = %node, %error, "write not acknowledged");
-                self.writer.handoff.note(node, self.write.key.clone());
+                self.missed.push(node);
             }
         }
     }
@@ -355,6 +373,11 @@ impl Running {
             achieved: u32::try_from(achieved).unwrap_or(u32::MAX),
         })
     }
+}
+
+/// The members that must, and may, acknowledge a write.
+fn quorum(write: &Write, view: &MemberView) -> WriteQuorum {
+    WriteQuorum::new(write.quorum.among(view.replicas().count()), view.replicas())
 }
 
 fn refusal(error: &LogError) -> ClientError {
@@ -662,7 +685,7 @@ mod tests {
         for (error, told) in [
             (LogError::DiskFull, ClientError::DiskFull),
             (LogError::Overloaded, ClientError::Overloaded("the log cannot keep up")),
-            (LogError::Failed("EIO".into()), ClientError::ShuttingDown),
+            (LogError::Closed, ClientError::ShuttingDown),
         ] {
             let mut fixture = Fixture::with_peers([]);
             fixture.log = failing_log(&error);
@@ -670,6 +693,14 @@ mod tests {
             assert_eq!(add(&node, "1").await, Err(told));
             assert_eq!(node.held("k"), None);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_into_a_log_that_failed_may_have_happened() {
+        let mut fixture = Fixture::with_peers([]);
+        fixture.log = failing_log(&LogError::Failed("EIO".into()));
+        let answer = add(&fixture.build(), "1").await.unwrap();
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Partial, 0));
     }
 
     #[tokio::test(start_paused = true)]

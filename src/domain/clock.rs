@@ -9,8 +9,8 @@
 //!   make keys unchangeable for everybody until the rest of the world has caught up.
 //! * The clock hands out stamps only below an upper bound that has been made durable before. After
 //!   a restart it begins at that bound, so it does not go back even if wall time does. The bound
-//!   lies [`RESERVATION_NS`] ahead, less than the drift bound, so peers accept the stamps of a node
-//!   that restarted at once.
+//!   lies [`RESERVATION_NS`] ahead, less than the default drift bound, so peers accept the stamps of
+//!   a node that restarted at once.
 //!
 //! Caveat: this is a value, not a shared clock. The caller holds the lock and brings the wall time.
 
@@ -21,6 +21,9 @@ use super::Timestamp;
 /// Half the default drift bound: as far as peers certainly tolerate, and still only four log
 /// records a second on a node that writes without pause.
 pub const RESERVATION_NS: u64 = 250_000_000;
+
+/// How far at least: on a node whose wall went back it is what paces the log records.
+const MIN_RESERVATION_NS: u64 = 1_000_000;
 
 /// A source of increasing timestamps.
 #[derive(Debug, Clone)]
@@ -46,7 +49,10 @@ impl HybridClock {
     pub fn stamp(&mut self, wall: Timestamp) -> Result<Timestamp, ReservationNeeded> {
         let next = wall.max(self.last.plus_nanos(1));
         if next > self.reserved {
-            return Err(ReservationNeeded { up_to: next.plus_nanos(RESERVATION_NS) });
+            // From wall time, not from the stamp: after a restart the clock begins at the last
+            // bound, and bounds that built on bounds would run ahead of the wall with every restart.
+            let up_to = wall.plus_nanos(RESERVATION_NS).max(next.plus_nanos(MIN_RESERVATION_NS));
+            return Err(ReservationNeeded { up_to });
         }
         self.last = next;
         Ok(next)
@@ -183,6 +189,18 @@ mod tests {
         let mut after = HybridClock::new(DRIFT);
         after.restore(bound);
         assert!(stamp(&mut after, t(10)) > bound);
+    }
+
+    #[test]
+    fn restarts_in_quick_succession_do_not_push_the_clock_ahead() {
+        let mut bound = Timestamp::ZERO;
+        for restart in 0..100 {
+            let wall = t(1_000_000_000 + restart);
+            let mut clock = HybridClock::new(DRIFT);
+            clock.restore(bound);
+            bound = clock.stamp(wall).unwrap_err().up_to;
+            assert!(bound.nanos_after(wall) <= RESERVATION_NS + 100 * MIN_RESERVATION_NS);
+        }
     }
 
     #[test]

@@ -74,7 +74,7 @@ impl HintQueue {
         self.overflowed
     }
 
-    /// A full comparison with the member has begun.
+    /// A full comparison with the member has been asked for.
     pub fn clear_overflow(&mut self) {
         self.overflowed = false;
     }

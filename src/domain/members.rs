@@ -82,12 +82,29 @@ pub enum RecordChange {
     Appeared,
     /// A known member went on to another phase.
     Advanced,
-    /// Others believe that this node has left, or know a generation of it that it does not. It
-    /// must state itself anew, with a generation above this one.
+    /// Others believe that this node has left, or know it in a later phase than it is in. It must
+    /// state itself anew, with a generation above this one.
     Disputed {
         /// The generation to rise above.
         generation: u64,
     },
+    /// Others know a generation of this node that it does not: its data directory is a copy of an
+    /// older state. It must state itself anew, above this generation, and join again.
+    Outlived {
+        /// The generation to rise above.
+        generation: u64,
+    },
+}
+
+/// What two members are to each other that state themselves for the first time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Meeting {
+    /// Members of one cluster.
+    Mates,
+    /// Members of two clusters of one name, founded apart. This one's gives in: it joins the other.
+    JoinTheirs,
+    /// Likewise; the other's gives in, and is no member before it has joined.
+    AwaitTheirs,
 }
 
 #[derive(Debug, Clone)]
@@ -114,10 +131,39 @@ impl MemberView {
         &self.me
     }
 
-    /// States this node anew: the next phase, or a higher generation.
-    pub fn restate(&mut self, generation: u64, phase: Phase) {
-        self.me.generation = self.me.generation.max(generation);
+    /// This node goes on to another phase.
+    pub const fn enter(&mut self, phase: Phase) {
         self.me.phase = phase;
+    }
+
+    /// States this node anew, above a generation that others know of it.
+    pub const fn rise_above(&mut self, generation: u64) {
+        if self.me.generation <= generation {
+            self.me.generation = generation.saturating_add(1);
+        }
+    }
+
+    /// What this node and the sender of an announcement are to each other. Clusters that were
+    /// founded apart (a founder that lost its disk founds anew, say) hold different data, so the
+    /// members of one must not count in the other before they have compared theirs. The cluster
+    /// with fewer members gives in; of equal ones, that of the member with the larger id.
+    pub fn meet(&self, sender: &Member, others: &[Member]) -> Meeting {
+        let whole = |member: &&Member| member.phase == Phase::Whole;
+        let known_to_me =
+            |m: &Member| self.me.id == m.id || self.get(m.id).is_some_and(|k| k.phase == m.phase);
+        let theirs: Vec<_> = others.iter().chain([sender]).filter(whole).collect();
+        if self.me.phase != Phase::Whole
+            || sender.phase != Phase::Whole
+            || theirs.iter().any(|member| known_to_me(member))
+        {
+            return Meeting::Mates;
+        }
+        let ours = (self.replicas().count(), std::cmp::Reverse(self.me.id));
+        if ours < (theirs.len(), std::cmp::Reverse(sender.id)) {
+            Meeting::JoinTheirs
+        } else {
+            Meeting::AwaitTheirs
+        }
     }
 
     /// Takes in a record, from whomever it comes.
@@ -142,27 +188,44 @@ impl MemberView {
     }
 
     fn merge_own(&self, record: &Member) -> RecordChange {
-        let denied = record.generation == self.me.generation && record.phase > self.me.phase;
-        if record.generation > self.me.generation || denied {
-            RecordChange::Disputed { generation: record.generation }
+        let generation = record.generation;
+        if self.me.phase == Phase::Left || generation < self.me.generation {
+            RecordChange::Nothing
+        } else if generation > self.me.generation {
+            RecordChange::Outlived { generation }
+        } else if record.phase > self.me.phase {
+            RecordChange::Disputed { generation }
         } else {
             RecordChange::Nothing
         }
     }
 
-    /// Takes in a record that came from its owner, over a connection it opened. The owner is
-    /// alive, and nobody else is at its address any more: a member known there under another id
-    /// lost its data directory, and is counted as one that left.
+    /// Takes in a record that came from its owner, over a connection it opened or answered on: the
+    /// owner is alive.
     pub fn merge_announced(&mut self, record: Member) -> RecordChange {
         let (id, generation) = (record.id, record.generation);
-        for known in self.others.values_mut() {
-            if known.record.grpc_addr == record.grpc_addr && known.record.id != id {
-                known.record.phase = Phase::Left;
-            }
-        }
         let change = self.merge(record);
         self.set_liveness(id, generation, Liveness::Alive);
         change
+    }
+
+    /// `found` answered at `addr`, and says that this is its address. A member known there under
+    /// another id, and down, lost its data directory: it is counted as one that left. (One that is
+    /// up is somewhere else, and one of the two states a wrong address; that is for people to mend.)
+    /// Says whether there was one.
+    pub fn replace_at(&mut self, addr: &str, found: NodeId) -> bool {
+        let mut replaced = false;
+        for known in self.others.values_mut() {
+            let lost = known.record.grpc_addr == addr
+                && known.record.id != found
+                && known.record.phase != Phase::Left
+                && known.liveness == Liveness::Down;
+            if lost {
+                known.record.phase = Phase::Left;
+                replaced = true;
+            }
+        }
+        replaced
     }
 
     /// Takes in what the failure detector says of a member's generation. Says whether that is news.
@@ -290,11 +353,47 @@ mod tests {
         assert_eq!(told, RecordChange::Disputed { generation: 1 });
         assert_eq!(
             view.merge(member(1, 3, Phase::Joining)),
-            RecordChange::Disputed { generation: 3 }
+            RecordChange::Outlived { generation: 3 }
         );
-        view.restate(4, Phase::Whole);
+        view.rise_above(3);
         assert_eq!(view.merge(member(1, 3, Phase::Left)), RecordChange::Nothing);
+        assert_eq!((view.me().generation, view.me().phase), (4, Phase::Whole));
+        view.rise_above(2);
         assert_eq!(view.me().generation, 4);
+    }
+
+    #[test]
+    fn a_node_that_leaves_does_not_dispute_that_it_left() {
+        let mut view = view();
+        view.enter(Phase::Left);
+        assert_eq!(view.merge(member(1, 1, Phase::Left)), RecordChange::Nothing);
+    }
+
+    #[test]
+    fn clusters_founded_apart_are_told_apart_and_the_smaller_one_joins() {
+        let one = view();
+        let mut two = MemberView::new(member(2, 1, Phase::Whole));
+        two.merge_announced(member(3, 1, Phase::Whole));
+        let stated = |v: &MemberView| -> Vec<_> { v.others().map(|(m, _)| m.clone()).collect() };
+        assert_eq!(one.meet(two.me(), &stated(&two)), Meeting::JoinTheirs);
+        assert_eq!(two.meet(one.me(), &stated(&one)), Meeting::AwaitTheirs);
+        // Of two lone founders the one with the larger id.
+        let four = MemberView::new(member(4, 1, Phase::Whole));
+        assert_eq!(one.meet(four.me(), &[]), Meeting::AwaitTheirs);
+        assert_eq!(four.meet(one.me(), &[]), Meeting::JoinTheirs);
+    }
+
+    #[test]
+    fn members_that_know_somebody_in_common_or_are_joining_are_of_one_cluster() {
+        let mut one = view();
+        one.merge(member(3, 1, Phase::Whole));
+        let two = member(2, 1, Phase::Whole);
+        assert_eq!(one.meet(&two, &[member(3, 1, Phase::Whole)]), Meeting::Mates);
+        assert_eq!(one.meet(&two, &[member(1, 1, Phase::Whole)]), Meeting::Mates);
+        assert_eq!(one.meet(&member(3, 1, Phase::Whole), &[]), Meeting::Mates);
+        assert_eq!(one.meet(&member(5, 1, Phase::Joining), &[]), Meeting::Mates);
+        // One that left is not somebody in common.
+        assert_ne!(one.meet(&two, &[member(3, 1, Phase::Left)]), Meeting::Mates);
     }
 
     #[test]
@@ -304,12 +403,19 @@ mod tests {
     }
 
     #[test]
-    fn a_node_that_lost_its_disk_replaces_the_member_at_its_address() {
+    fn a_node_that_lost_its_disk_replaces_the_member_at_its_address_once_that_is_down() {
         let mut view = view();
-        view.merge_announced(member(2, 7, Phase::Whole));
-        let mut fresh = member(3, 1, Phase::Joining);
-        fresh.grpc_addr = member(2, 7, Phase::Whole).grpc_addr;
-        view.merge_announced(fresh);
+        let lost = member(2, 7, Phase::Whole);
+        view.merge_announced(lost.clone());
+        view.merge_announced(Member {
+            grpc_addr: lost.grpc_addr.clone(),
+            ..member(3, 1, Phase::Joining)
+        });
+        // As long as it answers, somebody has just stated a wrong address.
+        assert!(!view.replace_at(&lost.grpc_addr, NodeId::new(3)));
+        view.set_liveness(NodeId::new(2), 7, Liveness::Down);
+        assert!(view.replace_at(&lost.grpc_addr, NodeId::new(3)));
+        assert!(!view.replace_at(&lost.grpc_addr, NodeId::new(3)));
         let peers: Vec<_> = view.peers().map(|m| m.id.as_u64()).collect();
         assert_eq!(peers, vec![3]);
     }

@@ -5,7 +5,7 @@
 
 use std::collections::VecDeque;
 
-use super::{Entry, NodeId, Progress, Required, Version};
+use super::{Entry, NodeId, Progress, Required};
 
 /// One read and the answers to it.
 #[derive(Debug, Clone)]
@@ -17,8 +17,8 @@ pub struct ReadQuorum {
     asked: Vec<NodeId>,
     /// Asked and failed; a late answer is still welcome.
     failed: Vec<NodeId>,
-    /// Answered, with the version each of them holds.
-    answered: Vec<(NodeId, Option<Version>)>,
+    /// Answered, with what each of them holds.
+    answered: Vec<(NodeId, Option<Entry>)>,
     newest: Option<Entry>,
 }
 
@@ -31,7 +31,7 @@ impl ReadQuorum {
         peers: impl IntoIterator<Item = NodeId>,
     ) -> Self {
         let candidates = peers.into_iter().filter(|peer| *peer != this_node).collect();
-        let answered = vec![(this_node, own_copy.as_ref().map(|e| e.version))];
+        let answered = vec![(this_node, own_copy.clone())];
         Self {
             required,
             candidates,
@@ -64,7 +64,7 @@ impl ReadQuorum {
         if !was_asked {
             return;
         }
-        self.answered.push((node, copy.as_ref().map(|e| e.version)));
+        self.answered.push((node, copy.clone()));
         self.newest = self.newest.take().max(copy);
     }
 
@@ -110,8 +110,8 @@ impl ReadQuorum {
     /// The replicas that answered with something older than the newest entry, or lack the key:
     /// those to send it to (read repair).
     pub fn behind(&self) -> Vec<NodeId> {
-        let newest = self.newest.as_ref().map(|e| e.version);
-        self.answered.iter().filter(|(_, held)| *held < newest).map(|(node, _)| *node).collect()
+        let is_behind = |held: &Option<Entry>| *held < self.newest;
+        self.answered.iter().filter(|(_, held)| is_behind(held)).map(|(node, _)| *node).collect()
     }
 }
 
@@ -124,7 +124,7 @@ fn take(nodes: &mut Vec<NodeId>, node: NodeId) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{QuorumSpec, Timestamp, Value};
+    use crate::domain::{QuorumSpec, Timestamp, Value, Version};
 
     const ME: NodeId = NodeId::new(0);
 

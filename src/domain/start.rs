@@ -3,9 +3,13 @@
 //! The rules protect one promise: a node that counts for quorums has every write that a quorum
 //! acknowledged while it did not count. So a node that was away as a *non-member* (new, or after a
 //! graceful stop) first compares with the members it can reach; one that crashed never stopped
-//! counting and serves at once what its log holds. And a cluster must always be able to start: a
-//! node that used to be a member goes on alone if nobody answers, and when only newcomers meet, the
-//! one with the smallest id founds the cluster.
+//! counting and serves at once what its log holds. A newcomer needs half of the members, since a
+//! majority that acknowledged a write has a node in every such half; one that lost its data counts
+//! itself among them, for it may have been part of that majority.
+//!
+//! And a cluster must always be able to start: a node that used to be a member goes on alone if
+//! nobody answers, and when only newcomers meet, and nobody is missing, the one with the smallest id
+//! founds the cluster.
 
 use super::{NodeId, Phase};
 
@@ -27,6 +31,8 @@ pub enum Start {
     Found,
     /// A newcomer, without data that counts: joins before it serves, however long that takes.
     Join,
+    /// A member whose data is lost: as a newcomer, but its acknowledgements of old are missing.
+    Rejoin,
     /// A former member with its data: compares with whoever answers, then serves.
     Return,
     /// A member that was interrupted: serves at once, and catches up.
@@ -41,9 +47,9 @@ impl Start {
         match (was_member, data) {
             (true, KeptData::All) if last_phase == Some(Phase::Whole) => Self::Resume,
             (true, KeptData::All | KeptData::Replaced) => Self::Return,
-            (false, KeptData::Replaced) if !knows_others => Self::Found,
-            _ if knows_others => Self::Join,
-            _ => Self::Found,
+            _ if !knows_others => Self::Found,
+            (true, KeptData::None) => Self::Rejoin,
+            (false, _) => Self::Join,
         }
     }
 
@@ -51,27 +57,57 @@ impl Start {
     pub const fn first_phase(self) -> Phase {
         match self {
             Self::Found | Self::Resume => Phase::Whole,
-            Self::Join | Self::Return => Phase::Joining,
+            Self::Join | Self::Rejoin | Self::Return => Phase::Joining,
         }
     }
 
-    /// Whether the node is whole and caught up, after a round in which these members answered.
-    /// `nobody_else` says that there was no other address to try.
-    pub fn is_complete(self, me: NodeId, answered: &[Contact], nobody_else: bool) -> bool {
+    /// What is written down of the node until it is whole (`None` if it is), whatever it states
+    /// meanwhile. One that returns with its data may go on alone the next time, too.
+    pub const fn kept_until_whole(self) -> Option<Phase> {
+        match self {
+            Self::Found | Self::Resume => None,
+            Self::Return => Some(Phase::Left),
+            Self::Join | Self::Rejoin => Some(Phase::Joining),
+        }
+    }
+
+    /// Whether the node is whole and caught up, after a round of announcements.
+    pub fn is_complete(self, me: NodeId, round: &Roundup) -> bool {
+        let answered = &round.answered;
         let all_compared = answered.iter().all(|contact| contact.compared);
-        let whole = || answered.iter().filter(|contact| contact.phase == Phase::Whole);
         match self {
             Self::Found => true,
-            Self::Return | Self::Resume => all_compared,
-            Self::Join if nobody_else => true,
-            Self::Join if whole().next().is_some() => whole().all(|contact| contact.compared),
-            Self::Join => {
-                !answered.is_empty()
-                    && all_compared
-                    && answered.iter().all(|contact| me < contact.id)
+            Self::Resume => all_compared,
+            Self::Return => all_compared && (round.silent_members == 0 || round.patience_is_over),
+            Self::Join | Self::Rejoin => {
+                let whole: Vec<_> =
+                    answered.iter().filter(|contact| contact.phase == Phase::Whole).collect();
+                if whole.is_empty() {
+                    let nobody_is_missing = round.silent_members == 0 && round.silent_addrs == 0;
+                    let smallest = answered.iter().all(|contact| me < contact.id);
+                    return nobody_is_missing && all_compared && smallest;
+                }
+                let lost = usize::from(self == Self::Rejoin || round.replaces_a_member);
+                let members = whole.len() + round.silent_members + lost;
+                whole.iter().all(|contact| contact.compared) && whole.len() >= members.div_ceil(2)
             }
         }
     }
+}
+
+/// What came of a round of announcements to every address that the node knows.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Roundup {
+    /// Who answered.
+    pub answered: Vec<Contact>,
+    /// Members known as whole that did not answer.
+    pub silent_members: usize,
+    /// Addresses at which nobody answered, those of the members included.
+    pub silent_addrs: usize,
+    /// Whether this node stands at the address of a member of another id, whose data is lost.
+    pub replaces_a_member: bool,
+    /// Whether the rounds have gone on for as long as a former member waits for the others.
+    pub patience_is_over: bool,
 }
 
 /// A member that answered in a round of announcements.
@@ -114,10 +150,11 @@ mod tests {
 
     #[test]
     fn a_member_without_its_data_is_a_newcomer() {
-        for last in [Phase::Whole, Phase::Left, Phase::Joining] {
-            assert_eq!(Start::decide(Some(last), KeptData::None, true), Start::Join);
+        for last in [Phase::Whole, Phase::Left] {
+            assert_eq!(Start::decide(Some(last), KeptData::None, true), Start::Rejoin);
             assert_eq!(Start::decide(Some(last), KeptData::None, false), Start::Found);
         }
+        assert_eq!(Start::decide(Some(Phase::Joining), KeptData::None, true), Start::Join);
     }
 
     #[test]
@@ -134,37 +171,98 @@ mod tests {
         assert_eq!(Start::Resume.first_phase(), Phase::Whole);
     }
 
+    fn round(answered: &[Contact]) -> Roundup {
+        Roundup { answered: answered.to_vec(), ..Roundup::default() }
+    }
+
+    fn with_silent_members(answered: &[Contact], silent: usize) -> Roundup {
+        Roundup { silent_members: silent, silent_addrs: silent, ..round(answered) }
+    }
+
     #[test]
     fn a_newcomer_waits_for_a_member_however_long_it_takes() {
-        assert!(!Start::Join.is_complete(ME, &[], false));
-        assert!(!Start::Join.is_complete(ME, &[contact(9, Phase::Whole, false)], false));
-        assert!(Start::Join.is_complete(ME, &[contact(9, Phase::Whole, true)], false));
+        for start in [Start::Join, Start::Rejoin] {
+            let silence = Roundup { silent_addrs: 1, patience_is_over: true, ..round(&[]) };
+            assert!(!start.is_complete(ME, &silence));
+            assert!(!start.is_complete(ME, &round(&[contact(9, Phase::Whole, false)])));
+            assert!(start.is_complete(ME, &round(&[contact(9, Phase::Whole, true)])));
+        }
     }
 
     #[test]
     fn a_newcomer_does_not_wait_for_other_newcomers_when_there_is_a_member() {
         let answered = [contact(9, Phase::Whole, true), contact(1, Phase::Joining, false)];
-        assert!(Start::Join.is_complete(ME, &answered, false));
+        assert!(Start::Join.is_complete(ME, &round(&answered)));
     }
 
     #[test]
-    fn of_newcomers_among_themselves_the_smallest_id_founds() {
-        assert!(Start::Join.is_complete(ME, &[contact(9, Phase::Joining, true)], false));
-        assert!(!Start::Join.is_complete(ME, &[contact(1, Phase::Joining, true)], false));
+    fn of_newcomers_among_themselves_the_smallest_id_founds_if_nobody_is_missing() {
+        let alone = [contact(9, Phase::Joining, true)];
+        assert!(Start::Join.is_complete(ME, &round(&alone)));
+        assert!(!Start::Join.is_complete(ME, &round(&[contact(1, Phase::Joining, true)])));
+        let somebody_missing = Roundup { silent_addrs: 1, ..round(&alone) };
+        assert!(!Start::Join.is_complete(ME, &somebody_missing));
+        assert!(!Start::Join.is_complete(ME, &with_silent_members(&alone, 1)));
     }
 
     #[test]
     fn a_newcomer_whose_only_seed_is_itself_founds() {
-        assert!(Start::Join.is_complete(ME, &[], true));
+        assert!(Start::Join.is_complete(ME, &round(&[])));
     }
 
     #[test]
-    fn a_former_member_goes_on_alone_but_not_before_it_compared_with_whoever_answers() {
-        for start in [Start::Return, Start::Resume] {
-            assert!(start.is_complete(ME, &[], false));
-            assert!(!start.is_complete(ME, &[contact(9, Phase::Whole, false)], false));
-            assert!(!start.is_complete(ME, &[contact(9, Phase::Joining, false)], false));
-            assert!(start.is_complete(ME, &[contact(9, Phase::Whole, true)], false));
+    fn a_newcomer_needs_half_of_the_members() {
+        let one = [contact(9, Phase::Whole, true)];
+        let two = [contact(8, Phase::Whole, true), contact(9, Phase::Whole, true)];
+        for (answered, silent, enough) in [
+            (&one[..], 0, true),
+            (&one[..], 1, true),
+            (&one[..], 2, false),
+            (&two[..], 1, true),
+            (&two[..], 2, true),
+            (&two[..], 3, false),
+        ] {
+            let round = with_silent_members(answered, silent);
+            assert_eq!(Start::Join.is_complete(ME, &round), enough, "{round:?}");
         }
+    }
+
+    /// Every majority of the members that may have acknowledged a write, the lost one among them,
+    /// has a node among those that were compared with.
+    #[test]
+    fn a_member_without_its_data_meets_every_majority_it_was_part_of() {
+        for others in 1..=6usize {
+            for answering in 1..=others {
+                let answered: Vec<_> =
+                    (0..answering).map(|i| contact(9 + i as u64, Phase::Whole, true)).collect();
+                let round = with_silent_members(&answered, others - answering);
+                let by_address = Roundup { replaces_a_member: true, ..round.clone() };
+                let enough = Start::Rejoin.is_complete(ME, &round);
+                assert_eq!(Start::Join.is_complete(ME, &by_address), enough);
+                let members = others + 1;
+                let majority_without_me = members / 2;
+                assert_eq!(enough, others - answering < majority_without_me, "{round:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_crashed_member_goes_on_alone_but_not_before_it_compared_with_whoever_answers() {
+        assert!(Start::Resume.is_complete(ME, &with_silent_members(&[], 2)));
+        for phase in [Phase::Whole, Phase::Joining] {
+            assert!(!Start::Resume.is_complete(ME, &round(&[contact(9, phase, false)])));
+        }
+        assert!(Start::Resume.is_complete(ME, &round(&[contact(9, Phase::Whole, true)])));
+    }
+
+    #[test]
+    fn a_returning_member_waits_a_while_for_those_that_went_on_without_it() {
+        assert!(Start::Return.is_complete(ME, &round(&[])));
+        let silence = with_silent_members(&[], 1);
+        assert!(!Start::Return.is_complete(ME, &silence));
+        let long = Roundup { patience_is_over: true, ..silence };
+        assert!(Start::Return.is_complete(ME, &long));
+        let uncompared = Roundup { answered: vec![contact(9, Phase::Whole, false)], ..long };
+        assert!(!Start::Return.is_complete(ME, &uncompared));
     }
 }

@@ -27,7 +27,7 @@ pub use clock::Clock;
 pub use detector::{FailureDetector, LivenessChange};
 pub use hook::{Effect, Hook, OpKind, Operation, Origin, Veto};
 pub use log::{LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed};
-pub use replica::{ApplyError, EntryChunk, EntryStream, ReplicaApi, WriteReply};
+pub use replica::{ApplyError, EntryChunk, EntryStream, NotWhole, ReplicaApi, WriteReply};
 pub use store::{Merged, Store, StoreStats};
 pub use transport::{
     Announcement, PROTOCOL_VERSION, Peer, PeerError, PeerTransport, ProtocolRange, Refusal,

@@ -24,7 +24,10 @@ pub trait ReplicaApi: Send + Sync + 'static {
     ) -> Vec<Result<WriteReply, ApplyError>>;
 
     /// This node's copy, tombstones included.
-    fn read(&self, key: &Key) -> Option<Entry>;
+    ///
+    /// # Errors
+    /// [`NotWhole`] as long as "nothing" would not mean that nothing was written.
+    fn read(&self, key: &Key) -> Result<Option<Entry>, NotWhole>;
 
     /// The digest of all entries.
     fn digest(&self) -> Digest;
@@ -32,7 +35,8 @@ pub trait ReplicaApi: Send + Sync + 'static {
     /// The digests of all buckets.
     fn bucket_digests(&self) -> Vec<u64>;
 
-    /// Streams every entry of these buckets, in the order of the buckets.
+    /// Streams every entry of these buckets, in the order of the buckets. The last chunk is complete
+    /// through [`Bucket::LAST`]; a stream that ends without it was broken off.
     async fn pull(&self, buckets: BucketSet) -> Box<dyn EntryStream>;
 
     /// A peer states itself and what it knows of the members; this node answers with the same.
@@ -59,6 +63,11 @@ pub enum WriteReply {
         by: Version,
     },
 }
+
+/// The node has not got its data yet, or has left: its copy counts for nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the node is no whole member and has no copy that counts")]
+pub struct NotWhole;
 
 /// Why a write did not enter this node.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -89,6 +98,6 @@ pub trait EntryStream: Send {
 pub struct EntryChunk {
     /// Entries, about 256 KiB of them; a chunk may have none.
     pub entries: Vec<KeyedEntry>,
-    /// All asked-for buckets up to this one are complete with this chunk: where to resume.
+    /// All asked-for buckets up to this one are complete with this chunk.
     pub complete_through: Option<Bucket>,
 }

@@ -61,7 +61,8 @@ pub trait PeerTransport: Send + Sync + 'static {
     /// The peer's digests of all buckets.
     async fn bucket_digests(&self, peer: &Peer, timeout: Duration) -> Result<Vec<u64>, PeerError>;
 
-    /// Streams the peer's entries in these buckets, in the order of the buckets.
+    /// Streams the peer's entries in these buckets, in the order of the buckets, up to a chunk that is
+    /// complete through [`Bucket::LAST`](crate::domain::Bucket::LAST).
     async fn pull(
         &self,
         peer: &Peer,
@@ -69,7 +70,8 @@ pub trait PeerTransport: Send + Sync + 'static {
     ) -> Result<Box<dyn EntryStream>, PeerError>;
 
     /// Has the peer merge many entries in, away from the way of `write` and `read`. `Ok` means that
-    /// it holds each of them or a newer one.
+    /// it holds each of them or a newer one, but for those it refuses for their clock. After an error
+    /// it may hold some of them.
     async fn push(
         &self,
         peer: &Peer,
@@ -167,6 +169,22 @@ pub enum Refusal {
     /// The node reached itself: its own address is among its seeds.
     #[error("this address is the node's own")]
     Myself,
+    /// Another process runs with the identity of this node.
+    #[error(
+        "the node at {addr} has the identity of this one: one of the two runs on a copy of the other's data directory; remove node.json from the copy, and start it with --fresh"
+    )]
+    SameIdentity {
+        /// What the other one states as its address.
+        addr: String,
+    },
+    /// Another node states the address of this one.
+    #[error(
+        "{addr} is the address of the node that refuses; set --advertise-addr to where peers reach yours"
+    )]
+    SameAddress {
+        /// The address of both.
+        addr: String,
+    },
 }
 
 /// Why a peer did not do what it was asked.
@@ -182,7 +200,7 @@ pub enum PeerError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// The peer saw the request and did not carry it out: clock drift, a full disk, start or stop.
-    /// Its state is unchanged.
+    /// Its state is unchanged (after a `push` of many entries: it may hold some).
     #[error("the peer did not carry it out: {0}")]
     Rejected(String),
     /// The peer sent something that is not of the protocol. The connection was dropped.

@@ -12,7 +12,7 @@ use crate::domain::NodeId;
 use crate::ports::{LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed};
 
 use super::reader::{End, read_all};
-use super::segment::{SegmentHeader, create, failed, list};
+use super::segment::{SegmentHeader, create, failed, list, sync_dir};
 use super::writer::{FsyncPolicy, Position, Writer};
 
 /// Bytes of records that may wait for the disk.
@@ -66,7 +66,12 @@ impl FileAof {
     /// # Errors
     /// [`LogError::Failed`] when the directory cannot be created.
     pub fn open(options: AofOptions) -> Result<Self, LogError> {
-        fs::create_dir_all(&options.dir).map_err(|error| failed(&options.dir, &error))?;
+        let made = fs::create_dir_all(&options.dir).and_then(|()| match options.dir.parent() {
+            // The name of the directory must survive a power cut, too.
+            Some(parent) => sync_dir(parent),
+            None => Ok(()),
+        });
+        made.map_err(|error| failed(&options.dir, &error))?;
         Ok(Self { options, writer: OnceLock::new(), thread: Arc::default() })
     }
 
@@ -145,15 +150,8 @@ fn read_and_mend(
     let read = read_all(&segments, &options.cluster, |record| visitor.visit(record))?;
     let (replayed, path, position) = match read {
         None => begin_segment(options, 1, 1).map(|(path, at)| (Replayed::default(), path, at))?,
-        Some((replayed, End { header: None, path, next_sequence, .. })) => {
-            // The crash came while the segment was created: nothing was ever in it.
-            fs::remove_file(&path).map_err(|error| failed(&path, &error))?;
-            let number = segments.len() as u64;
-            let (path, position) = begin_segment(options, number, next_sequence)?;
-            (replayed, path, position)
-        }
         Some((replayed, end)) => {
-            let salt = end.header.as_ref().map_or(0, |header| header.salt);
+            let salt = end.header.salt;
             let (good_bytes, next_sequence) = (end.good_bytes, end.next_sequence);
             cut_torn_tail(&end)?;
             (replayed, end.path, Position { good_bytes, next_sequence, salt })

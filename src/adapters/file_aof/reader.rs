@@ -32,8 +32,7 @@ const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct End {
     pub(super) path: PathBuf,
-    /// `None`: not even the file header was written completely.
-    pub(super) header: Option<SegmentHeader>,
+    pub(super) header: SegmentHeader,
     /// Bytes up to the end of the last record that verifies.
     pub(super) good_bytes: u64,
     /// Bytes after that: a torn tail.
@@ -59,7 +58,7 @@ pub(super) fn read_all(
             let reason = "unreadable, although later segments follow";
             return Err(corrupt(&before.path, before.good_bytes, reason));
         }
-        let expected = last.as_ref().map(|end| end.next_sequence);
+        let expected = last.as_ref().map_or(1, |end| end.next_sequence);
         last = Some(read_segment(path, cluster, expected, &mut progress, &mut visit)?);
     }
     Ok(last.map(|end| (Replayed { cut_bytes: end.torn_bytes, ..progress.replayed }, end)))
@@ -68,18 +67,14 @@ pub(super) fn read_all(
 fn read_segment(
     path: &Path,
     cluster: &str,
-    expected_sequence: Option<u64>,
+    expected_sequence: u64,
     progress: &mut Progress,
     visit: &mut impl FnMut(LogRecord),
 ) -> Result<End, LogError> {
     let file = File::open(path).map_err(|error| failed(path, &error))?;
     let length = file.metadata().map_err(|error| failed(path, &error))?.len();
-    let Some(header) = read_header(path, &file, cluster)? else {
-        let next_sequence = expected_sequence.unwrap_or(1);
-        let (path, header) = (path.to_owned(), None);
-        return Ok(End { path, header, good_bytes: 0, torn_bytes: length, next_sequence });
-    };
-    if expected_sequence.is_some_and(|expected| expected != header.first_sequence) {
+    let header = read_header(path, &file, cluster)?;
+    if expected_sequence != header.first_sequence {
         return Err(corrupt(path, 0, "the segment before this one is missing or incomplete"));
     }
     let mut records = Records::new(path, &file, &header)?;
@@ -92,7 +87,7 @@ fn read_segment(
         good_bytes: records.offset,
         torn_bytes: length.saturating_sub(records.offset),
         next_sequence: records.sequence,
-        header: Some(header),
+        header,
     };
     if end.torn_bytes > 0 {
         refuse_damage(&file, &end)?;
@@ -101,26 +96,24 @@ fn read_segment(
     Ok(end)
 }
 
-/// The file's header; `None` if the crash that interrupted its creation left less than one.
-fn read_header(path: &Path, file: &File, cluster: &str) -> Result<Option<SegmentHeader>, LogError> {
+/// The file's header. It was on disk before the file had its name, so one that does not read is
+/// damage, also if the file is empty.
+fn read_header(path: &Path, file: &File, cluster: &str) -> Result<SegmentHeader, LogError> {
     let mut bytes = Vec::with_capacity(max_header_bytes());
     let mut start = file.take(max_header_bytes() as u64);
     start.read_to_end(&mut bytes).map_err(|error| failed(path, &error))?;
-    if bytes.iter().all(|byte| *byte == 0) {
-        return Ok(None);
-    }
     let header = SegmentHeader::decode(&bytes).map_err(|reason| corrupt(path, 0, &reason))?;
     if header.cluster != cluster {
         let theirs = &header.cluster;
         let reason = format!("it belongs to the cluster {theirs:?}, not to {cluster:?}");
         return Err(corrupt(path, 0, &reason));
     }
-    Ok(Some(header))
+    Ok(header)
 }
 
 /// Looks for a record behind the end that verifies and comes later: then the end is damage.
 fn refuse_damage(file: &File, end: &End) -> Result<(), LogError> {
-    let Some(header) = &end.header else { return Ok(()) };
+    let salt = end.header.salt;
     let io_failed = |error| failed(&end.path, &error);
     let mut window = vec![0; WINDOW_BYTES];
     let mut offset = end.good_bytes + 1;
@@ -130,7 +123,7 @@ fn refuse_damage(file: &File, end: &End) -> Result<(), LogError> {
             return Ok(());
         };
         for (i, bytes) in candidates.windows(HEADER_BYTES).enumerate() {
-            let found = bytes.first_chunk().and_then(|bytes| decode_header(bytes, header.salt));
+            let found = bytes.first_chunk().and_then(|bytes| decode_header(bytes, salt));
             let at = offset + i as u64;
             if let Some(found) = found.filter(|found| found.sequence >= end.next_sequence)
                 && payload_verifies(file, at, found).map_err(io_failed)?

@@ -112,6 +112,8 @@ impl Writer {
         let for_thread = Arc::clone(&shared);
         let work = move |disk, policy| {
             let (shared, good_bytes) = (&*for_thread, position.good_bytes);
+            // Whatever ends the thread, nobody must wait for it for ever.
+            let _ended = FailOnPanic(shared);
             Thread { shared, disk, policy, good_bytes, unforced_since: None }.run();
         };
         (Self { shared, salt: position.salt, queue_bytes, queue_wait }, work)
@@ -123,7 +125,8 @@ impl Writer {
         loop {
             let room = self.shared.room.notified();
             if let Some(done) = self.try_append(records)? {
-                return done.await.unwrap_or(Err(LogError::Closed));
+                let ended = || LogError::Failed("its thread ended".into());
+                return done.await.unwrap_or_else(|_| Err(ended()));
             }
             if tokio::time::timeout_at(deadline, room).await.is_err() {
                 return Err(LogError::Overloaded);
@@ -276,13 +279,25 @@ impl Shared {
 
     /// The log cannot be trusted any more.
     fn fail(&self, error: &LogError) {
-        tracing::error!(%error, "log failed");
         let mut state = self.state();
         state.ended = Some(error.clone());
         let pending = std::mem::take(&mut state.pending);
         drop(state);
         self.complete(pending, &Err(error.clone()));
         self.failed.send_replace(Some(error.clone()));
+        // Last: a logger may fail, too.
+        tracing::error!(%error, "log failed");
+    }
+}
+
+/// Fails the log if its thread panics.
+struct FailOnPanic<'a>(&'a Shared);
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(&LogError::Failed("the thread of the log panicked".into()));
+        }
     }
 }
 
@@ -514,6 +529,34 @@ mod tests {
             log.thread.join().unwrap();
             assert_eq!(log.writer.stats().appended, 0);
         }
+    }
+
+    struct Panicking;
+
+    impl Disk for Panicking {
+        fn append(&mut self, _: &[u8]) -> io::Result<()> {
+            // Without the panic hook, which would print.
+            std::panic::resume_unwind(Box::new("on purpose"))
+        }
+
+        fn sync(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+
+        fn truncate(&mut self, _: u64) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_thread_that_panics_fails_the_log_and_leaves_nobody_waiting() {
+        let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
+        let (writer, work) = Writer::new(position, 1 << 20, Duration::from_millis(20));
+        let thread = std::thread::spawn(move || work(Box::new(Panicking), FsyncPolicy::Never));
+        assert!(writer.append(&[record(1)]).await.is_err());
+        assert!(matches!(writer.failed().await, LogError::Failed(_)));
+        assert!(matches!(writer.append(&[record(2)]).await, Err(LogError::Failed(_))));
+        assert!(thread.join().is_err());
     }
 
     #[tokio::test]

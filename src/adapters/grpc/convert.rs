@@ -20,6 +20,9 @@ const MAX_VALUE_BYTES: usize = 16 << 20;
 /// Longest address in a member's record.
 const MAX_ADDR_BYTES: usize = 512;
 
+/// Starts of a node: one a nanosecond for nine years. A higher one could never be risen above.
+const MAX_GENERATION: u64 = 1 << 58;
+
 /// What is wrong with a message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Malformed(pub(super) String);
@@ -200,6 +203,9 @@ fn member_from_wire(member: wire::Member) -> Result<Member, Malformed> {
     let addrs = [&member.grpc_addr, &member.http_addr];
     if addrs.iter().any(|addr| addr.is_empty() || addr.len() > MAX_ADDR_BYTES) {
         return Err("a member without an address, or with one that is too long".into());
+    }
+    if member.generation > MAX_GENERATION {
+        return Err("a member of a generation that no node reaches".into());
     }
     Ok(Member {
         id: NodeId::new(member.id),

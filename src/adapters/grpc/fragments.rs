@@ -69,13 +69,18 @@ pub(super) struct Reassembly {
 }
 
 impl Reassembly {
+    /// Whether no message is under way.
+    pub(super) fn is_empty(&self) -> bool {
+        self.collected.is_empty()
+    }
+
     /// The next whole message, if this one is it or completes it.
     ///
     /// # Errors
     /// What is wrong with the part. The stream cannot be read on then.
     pub(super) fn accept<M: Fragmented>(&mut self, mut message: M) -> Result<Option<M>, String> {
         let Some(part) = message.take_fragment() else {
-            let whole = self.collected.is_empty();
+            let whole = self.is_empty();
             return if whole { Ok(Some(message)) } else { Err("a message was cut short".into()) };
         };
         let total_bytes = usize::try_from(part.total_bytes).unwrap_or(usize::MAX);

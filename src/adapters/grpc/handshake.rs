@@ -67,6 +67,8 @@ pub(super) fn refused(refusal: &Refusal) -> Status {
         }
         Refusal::WrongNode { expected, found } => format!("node\n{expected}\n{found}"),
         Refusal::Myself => "myself\n\n".to_owned(),
+        Refusal::SameIdentity { addr } => format!("identity\n{addr}\n"),
+        Refusal::SameAddress { addr } => format!("address\n{addr}\n"),
     };
     let form = MetadataValue::from_bytes(form.as_bytes());
     status.metadata_mut().insert_bin(REFUSAL, form);
@@ -101,6 +103,8 @@ fn refusal(status: &Status) -> Option<Refusal> {
         "protocol" => Refusal::WrongProtocol { ours: parse_range(one)?, theirs: parse_range(two)? },
         "node" => Refusal::WrongNode { expected: one.parse().ok()?, found: two.parse().ok()? },
         "myself" => Refusal::Myself,
+        "identity" => Refusal::SameIdentity { addr: one.to_owned() },
+        "address" => Refusal::SameAddress { addr: one.to_owned() },
         _ => return None,
     })
 }
@@ -172,7 +176,13 @@ mod tests {
     #[test]
     fn every_refusal_survives_its_way() {
         let (ours, theirs) = (ProtocolRange { min: 2, max: 3 }, ProtocolRange { min: 1, max: 1 });
-        for refusal in [Refusal::WrongProtocol { ours, theirs }, Refusal::Myself] {
+        let addr = "a:1".to_owned();
+        for refusal in [
+            Refusal::WrongProtocol { ours, theirs },
+            Refusal::Myself,
+            Refusal::SameIdentity { addr: addr.clone() },
+            Refusal::SameAddress { addr },
+        ] {
             assert_eq!(error(&refused(&refusal)), PeerError::Refused(refusal));
         }
     }

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::StreamExt;
+use prost::Message;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc;
@@ -23,14 +24,16 @@ use crate::ports::{
 };
 
 use super::convert::{
-    announcement_from_wire, announcement_to_wire, chunk_from_wire, chunk_to_wire, copy_from_wire,
+    announcement_from_wire, announcement_to_wire, chunk_from_wire, copy_from_wire,
     digests_from_wire, keyed_to_wire, reply_from_wire,
 };
-use super::fragments::{MAX_MESSAGE_BYTES, Reassembly, split};
+use super::fragments::{BATCH_BYTES, MAX_MESSAGE_BYTES, Reassembly, split};
 use super::handshake::{Handshake, error};
 use super::link::Link;
 use super::wire::peer_client::PeerClient;
-use super::wire::{BucketDigestsRequest, Chunk, DigestRequest, GossipPacket, PullRequest, request};
+use super::wire::{
+    self, BucketDigestsRequest, Chunk, DigestRequest, GossipPacket, PullRequest, request,
+};
 
 /// How long a connection may take to come about.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -241,12 +244,7 @@ impl PeerTransport for GrpcPeers {
         timeout: Duration,
     ) -> Result<(), PeerError> {
         let mut client = client(self.place(&peer.addr)?.bulk);
-        let mut parts = Vec::new();
-        for entry in writes {
-            // One entry may be as large as a message: each travels by itself, cut if need be.
-            let chunk = EntryChunk { entries: vec![entry], complete_through: None };
-            append(&mut parts, chunk_to_wire(&chunk));
-        }
+        let parts = pack(writes.iter().map(keyed_to_wire));
         let request = self.handshake.request(tokio_stream::iter(parts), Some(peer.id));
         within(timeout, client.push(request)).await.map(|_| ())
     }
@@ -287,19 +285,20 @@ impl EntryStream for Chunks {
     }
 }
 
-/// Adds a chunk to those before it: into the last one if both fit, else as messages of its own.
-fn append(parts: &mut Vec<Chunk>, chunk: Chunk) {
-    use prost::Message;
-    let bytes = chunk.encoded_len();
-    match parts.last_mut() {
-        Some(last)
-            if last.fragment.is_none()
-                && last.encoded_len() + bytes <= super::fragments::BATCH_BYTES / 2 =>
-        {
-            last.entries.extend(chunk.entries);
+/// Entries in as few messages as hold them. One may be as large as several: it is cut.
+fn pack(entries: impl Iterator<Item = wire::Entry>) -> Vec<Chunk> {
+    let (mut parts, mut chunk, mut bytes) = (Vec::new(), Chunk::default(), 0);
+    for entry in entries {
+        let size = entry.encoded_len();
+        if bytes + size > BATCH_BYTES / 2 && !chunk.entries.is_empty() {
+            parts.extend(split(std::mem::take(&mut chunk)));
+            bytes = 0;
         }
-        _ => parts.extend(split(chunk)),
+        bytes += size;
+        chunk.entries.push(entry);
     }
+    parts.extend(split(chunk));
+    parts
 }
 
 fn client(channel: Channel) -> PeerClient<Channel> {

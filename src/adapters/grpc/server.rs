@@ -15,7 +15,7 @@ use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::domain::NodeId;
-use crate::ports::{Origin, ReplicaApi};
+use crate::ports::{ApplyError, Origin, ReplicaApi};
 
 use super::convert::{
     announcement_from_wire, announcement_to_wire, buckets_from_wire, chunk_from_wire,
@@ -186,11 +186,15 @@ impl Peer for Service {
     ) -> Result<Response<Self::PullStream>, Status> {
         self.handshake.check(request.metadata())?;
         let buckets = buckets_from_wire(&request.into_inner().buckets)?;
-        let entries = self.replica.pull(buckets).await;
         let (chunks, stream) = mpsc::channel(1);
-        let stop = self.stop.clone();
+        let (replica, stop) = (Arc::clone(&self.replica), self.stop.clone());
+        // The answer begins at once: the entries come after a walk over all keys.
+        let sending = async move {
+            let entries = replica.pull(buckets).await;
+            send_entries(entries, Outbox::new(chunks)).await;
+        };
         self.tasks.spawn(async move {
-            stop.run_until_cancelled_owned(send_entries(entries, Outbox::new(chunks))).await;
+            stop.run_until_cancelled_owned(sending).await;
         });
         Ok(Response::new(ReceiverStream::new(stream)))
     }
@@ -212,8 +216,15 @@ impl Peer for Service {
             let applying = async move { replica.apply(entries, Origin::Sync).await };
             let replies = self.tasks.spawn(applying).await;
             for reply in replies.map_err(|error| Status::internal(error.to_string()))? {
-                reply.map_err(|error| Status::aborted(error.to_string()))?;
+                match reply {
+                    // Counted and logged here; the caller's other entries need not wait for it.
+                    Ok(_) | Err(ApplyError::ClockDrift(_)) => {}
+                    Err(error) => return Err(Status::aborted(error.to_string())),
+                }
             }
+        }
+        if !reassembly.is_empty() {
+            return Err(Status::invalid_argument("a message was cut short"));
         }
         Ok(Response::new(PushReply {}))
     }

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 
 use futures_util::StreamExt;
+use prost::Message;
 use tokio::sync::{Semaphore, mpsc};
 use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
 
-use crate::domain::KeyedEntry;
+use crate::domain::{Key, KeyedEntry};
 use crate::ports::{EntryStream, Origin, ReplicaApi};
 
 use super::convert::{chunk_to_wire, copy_to_wire, key_from_wire, keyed_from_wire, reply_to_wire};
-use super::fragments::{Fragmented, Reassembly, split};
+use super::fragments::{BATCH_BYTES, Fragmented, Reassembly, split};
 use super::wire::{Chunk, Reply, ReplyBatch, RequestBatch, reply, request};
 
 /// Batches of one stream whose writes wait for the log at a time; then the stream is not read on.
@@ -36,20 +37,40 @@ pub(super) async fn serve_data(
                 return;
             }
         };
-        let (answered, writes) = answer_reads(replica.as_ref(), batch);
-        if writes.ids.is_empty() {
-            replies.send(ReplyBatch { replies: answered, fragment: None }).await;
-            continue;
+        let (reads, writes) = sort(batch);
+        if !writes.ids.is_empty() {
+            let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
+            let (replica, replies) = (Arc::clone(&replica), Arc::clone(&replies));
+            // In a task of its own: the stream may break halfway, an apply must not.
+            tasks.spawn(async move {
+                let applied = apply(replica.as_ref(), writes).await;
+                drop(turn);
+                send_replies(&replies, applied.into_iter()).await;
+            });
         }
-        let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
-        let (replica, replies) = (Arc::clone(&replica), Arc::clone(&replies));
-        // In a task of its own: the stream may break halfway, an apply must not.
-        tasks.spawn(async move {
-            let mut answered = answered;
-            answered.extend(apply(replica.as_ref(), writes).await);
-            drop(turn);
-            replies.send(ReplyBatch { replies: answered, fragment: None }).await;
-        });
+        // One by one as they are sent: many large values at once would be many times the limit of a
+        // message, in memory.
+        let answers = reads.into_iter().map(|(id, kind)| answer(replica.as_ref(), id, kind));
+        send_replies(&replies, answers).await;
+    }
+}
+
+/// Sends replies in batches, each as large as a batch may be or a single reply.
+async fn send_replies(outbox: &Outbox<ReplyBatch>, replies: impl Iterator<Item = Reply>) {
+    let (mut batch, mut bytes) = (ReplyBatch::default(), 0);
+    for reply in replies {
+        let size = reply.encoded_len();
+        if bytes + size > BATCH_BYTES && !batch.replies.is_empty() {
+            if !outbox.send(std::mem::take(&mut batch)).await {
+                return;
+            }
+            bytes = 0;
+        }
+        bytes += size;
+        batch.replies.push(reply);
+    }
+    if !batch.replies.is_empty() {
+        outbox.send(batch).await;
     }
 }
 
@@ -77,30 +98,48 @@ struct Writes {
     writes: Vec<KeyedEntry>,
 }
 
-/// Answers what needs no log: reads, and what is malformed.
-fn answer_reads(replica: &dyn ReplicaApi, batch: RequestBatch) -> (Vec<Reply>, Writes) {
-    let mut answered = Vec::new();
-    let mut writes = Writes::default();
+/// The writes of a batch, and the rest of its requests.
+fn sort(batch: RequestBatch) -> (Vec<(u64, Rest)>, Writes) {
+    let (mut rest, mut writes) = (Vec::new(), Writes::default());
     for request in batch.requests {
-        let id = request.id;
-        let kind = match request.kind {
+        let refused = match request.kind {
             Some(request::Kind::Write(entry)) => match keyed_from_wire(&entry) {
                 Ok(write) => {
-                    writes.ids.push(id);
+                    writes.ids.push(request.id);
                     writes.writes.push(write);
                     continue;
                 }
-                Err(malformed) => reply::Kind::Rejected(malformed.0),
+                Err(malformed) => malformed.0,
             },
             Some(request::Kind::Read(key)) => match key_from_wire(&key) {
-                Ok(key) => copy_to_wire(replica.read(&key).as_ref()),
-                Err(malformed) => reply::Kind::Rejected(malformed.0),
+                Ok(key) => {
+                    rest.push((request.id, Rest::Read(key)));
+                    continue;
+                }
+                Err(malformed) => malformed.0,
             },
-            None => reply::Kind::Rejected("a request for nothing this node knows".into()),
+            None => "a request for nothing this node knows".into(),
         };
-        answered.push(Reply { id, kind: Some(kind) });
+        rest.push((request.id, Rest::Refused(refused)));
     }
-    (answered, writes)
+    (rest, writes)
+}
+
+/// What needs no log.
+enum Rest {
+    Read(Key),
+    Refused(String),
+}
+
+fn answer(replica: &dyn ReplicaApi, id: u64, request: Rest) -> Reply {
+    let kind = match request {
+        Rest::Read(key) => match replica.read(&key) {
+            Ok(copy) => copy_to_wire(copy.as_ref()),
+            Err(refused) => reply::Kind::Rejected(refused.to_string()),
+        },
+        Rest::Refused(why) => reply::Kind::Rejected(why),
+    };
+    Reply { id, kind: Some(kind) }
 }
 
 async fn apply(replica: &dyn ReplicaApi, writes: Writes) -> Vec<Reply> {

@@ -47,6 +47,9 @@ pub(super) async fn read(request: Request, options: &HttpOptions) -> Result<Byte
     }
     let read = collect(request.into_body(), max, too_long);
     tokio::time::timeout(options.body_read_timeout, read).await.unwrap_or_else(|_| {
+        if too_long {
+            return Err(too_large(max));
+        }
         let ms = options.body_read_timeout.as_millis();
         Err(Refusal::new(Code::RequestTimeout, format!("the body did not arrive within {ms} ms")))
     })

@@ -121,6 +121,8 @@ pub(super) struct Metrics {
     calls: [CallMetrics; Call::ALL.len()],
     /// Requests worked on right now.
     pub(super) in_flight: AtomicUsize,
+    /// Requests whose bodies are on their way right now.
+    pub(super) bodies_awaited: AtomicUsize,
     /// Connections open right now.
     pub(super) connections: AtomicUsize,
     /// Connections closed at once because there were too many.

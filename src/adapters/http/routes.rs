@@ -1,5 +1,6 @@
 //! The routes and what each does between a request's head and its response.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -8,6 +9,8 @@ use axum::body::Body;
 use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Response, header};
 use axum::routing;
+use bytes::Bytes;
+use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use crate::ports::{ClientApi, Verdict};
@@ -47,17 +50,51 @@ struct Front {
 }
 
 impl Front {
-    /// Runs `work` if there is room for it, and counts how it ended. The work has not begun when
-    /// it is handed in, so what is shed costs no more than the head of its request.
+    /// Reads the body, has `work` answer it, and counts how that ended. A request waits for its body
+    /// outside the places of those that are worked on, or a few slow clients would take them all.
+    async fn answer_body(
+        &self,
+        call: Call,
+        request: Request,
+        work: impl AsyncFnOnce(Bytes) -> Result,
+    ) -> Response<Body> {
+        let started = Instant::now();
+        let result = match self.read(request).await {
+            Ok(bytes) => self.admitted(work(bytes)).await,
+            Err(refusal) => Err(refusal),
+        };
+        self.finish(call, started, result)
+    }
+
+    /// Runs `work` if there is room for it, and counts how it ended.
     async fn answer(&self, call: Call, work: impl Future<Output = Result>) -> Response<Body> {
         let started = Instant::now();
-        let result = match Admission::new(&self.metrics.in_flight, self.options.max_in_flight) {
-            Some(_admission) => work.await,
-            None => Err(Refusal::new(
-                Code::Overloaded,
-                "the node works on as many requests as it takes at a time; try again later",
-            )),
-        };
+        let result = self.admitted(work).await;
+        self.finish(call, started, result)
+    }
+
+    async fn read(&self, request: Request) -> std::result::Result<Bytes, Refusal> {
+        if self.metrics.in_flight.load(Ordering::Relaxed) >= self.options.max_in_flight {
+            return Err(overloaded());
+        }
+        let mut reading = pin!(body::read(request, &self.options));
+        // Most bodies are there with their heads.
+        if let Some(read) = reading.as_mut().now_or_never() {
+            return read;
+        }
+        let (count, max) = (&self.metrics.bodies_awaited, self.options.max_in_flight);
+        let _admission = Admission::new(count, max).ok_or_else(overloaded)?;
+        reading.await
+    }
+
+    /// The work has not begun when it is handed in: what is shed does nothing.
+    async fn admitted(&self, work: impl Future<Output = Result>) -> Result {
+        let (count, max) = (&self.metrics.in_flight, self.options.max_in_flight);
+        let _admission = Admission::new(count, max).ok_or_else(overloaded)?;
+        work.await
+    }
+
+    fn finish(&self, call: Call, started: Instant, result: Result) -> Response<Body> {
         let (outcome, response) = result
             .unwrap_or_else(|refusal| (Outcome::Refused(refusal.code), render::refusal(&refusal)));
         let took = started.elapsed();
@@ -73,8 +110,13 @@ impl Front {
     }
 }
 
-/// Room for one request among those in flight; given back when it is dropped, also by a client
-/// that goes away.
+fn overloaded() -> Refusal {
+    let message = "the node works on as many requests as it takes at a time; try again later";
+    Refusal::new(Code::Overloaded, message)
+}
+
+/// Room for one request among those counted; given back when it is dropped, also by a client that
+/// goes away.
 struct Admission<'a>(&'a AtomicUsize);
 
 impl<'a> Admission<'a> {
@@ -92,35 +134,32 @@ impl Drop for Admission<'_> {
 }
 
 async fn get(State(front): State<Arc<Front>>, request: Request) -> Response<Body> {
-    let work = async {
-        let bytes = body::read(request, &front.options).await?;
+    let work = async |bytes: Bytes| {
         let (key, options) = body::parse_key(&bytes)?;
         let answer = front.api.get(key.clone(), options).await?;
         Ok((outcome(answer.verdict), render::answer(Call::Get, key.as_str(), &answer)))
     };
-    front.answer(Call::Get, work).await
+    front.answer_body(Call::Get, request, work).await
 }
 
 async fn add(State(front): State<Arc<Front>>, request: Request) -> Response<Body> {
-    let work = async {
-        let bytes = body::read(request, &front.options).await?;
+    let work = async |bytes: Bytes| {
         let (key, value, options) = body::parse_key_value(&bytes)?;
         // The value has its own copy now; the rest of the frame need not wait for the quorum.
         drop(bytes);
         let answer = front.api.add(key.clone(), value, options).await?;
         Ok((outcome(answer.verdict), render::answer(Call::Add, key.as_str(), &answer)))
     };
-    front.answer(Call::Add, work).await
+    front.answer_body(Call::Add, request, work).await
 }
 
 async fn remove(State(front): State<Arc<Front>>, request: Request) -> Response<Body> {
-    let work = async {
-        let bytes = body::read(request, &front.options).await?;
+    let work = async |bytes: Bytes| {
         let (key, options) = body::parse_key(&bytes)?;
         let answer = front.api.remove(key.clone(), options).await?;
         Ok((outcome(answer.verdict), render::answer(Call::Remove, key.as_str(), &answer)))
     };
-    front.answer(Call::Remove, work).await
+    front.answer_body(Call::Remove, request, work).await
 }
 
 async fn nodes(State(front): State<Arc<Front>>) -> Response<Body> {
@@ -519,8 +558,8 @@ mod tests {
         assert_eq!(head.headers()[header::CONTENT_TYPE], CONTENT_TYPE);
         for line in [
             r#"lally_requests_total{call="get",status="success"} 1"#,
-            r#"lally_requests_total{call="get",status="bad_request"} 1"#,
-            r#"lally_requests_total{call="other",status="not_found"} 1"#,
+            r#"lally_requests_total{call="get",status="error",code="bad_request"} 1"#,
+            r#"lally_requests_total{call="other",status="error",code="not_found"} 1"#,
             r#"lally_requests_total{call="add",status="success"} 0"#,
             r#"lally_request_duration_seconds_count{call="get"} 2"#,
             r#"lally_request_duration_seconds_bucket{le="+Inf",call="get"} 2"#,

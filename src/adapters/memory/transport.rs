@@ -125,7 +125,8 @@ impl PeerTransport for MemoryTransport {
     ) -> Result<WriteReply, PeerError> {
         let replica = self.reach_peer(peer, timeout).await?;
         let replies = apply(replica, vec![write], Origin::Replica, timeout).await?;
-        let reply = replies.into_iter().next().unwrap_or(Err(PeerError::TimedOut));
+        let reply = replies.into_iter().next().map(|reply| reply.map_err(rejected));
+        let reply = reply.unwrap_or(Err(PeerError::TimedOut));
         if self.is_cut(&peer.addr) { Err(PeerError::TimedOut) } else { reply }
     }
 
@@ -135,7 +136,8 @@ impl PeerTransport for MemoryTransport {
         key: Key,
         timeout: Duration,
     ) -> Result<Option<Entry>, PeerError> {
-        Ok(self.reach_peer(peer, timeout).await?.read(&key))
+        let copy = self.reach_peer(peer, timeout).await?.read(&key);
+        copy.map_err(|refused| PeerError::Rejected(refused.to_string()))
     }
 
     async fn announce(
@@ -181,7 +183,9 @@ impl PeerTransport for MemoryTransport {
     ) -> Result<(), PeerError> {
         let replica = self.reach_peer(peer, timeout).await?;
         let replies = apply(replica, writes, Origin::Sync, timeout).await?;
-        replies.into_iter().try_for_each(|reply| reply.map(|_| ()))
+        let failed = replies.into_iter().filter_map(Result::err);
+        let mut failed = failed.filter(|error| !matches!(error, ApplyError::ClockDrift(_)));
+        failed.next().map_or(Ok(()), |error| Err(rejected(error)))
     }
 
     fn round_trip(&self, _peer: NodeId) -> Option<Duration> {
@@ -198,11 +202,11 @@ async fn apply(
     writes: Vec<KeyedEntry>,
     origin: Origin,
     timeout: Duration,
-) -> Result<Vec<Result<WriteReply, PeerError>>, PeerError> {
+) -> Result<Vec<Result<WriteReply, ApplyError>>, PeerError> {
     #[expect(clippy::disallowed_methods, reason = "belongs to the peer, not to the calling node")]
     let applied = tokio::spawn(async move { replica.apply(writes, origin).await });
     match tokio::time::timeout(timeout, applied).await {
-        Ok(Ok(replies)) => Ok(replies.into_iter().map(|reply| reply.map_err(rejected)).collect()),
+        Ok(Ok(replies)) => Ok(replies),
         Ok(Err(_)) | Err(_) => Err(PeerError::TimedOut),
     }
 }

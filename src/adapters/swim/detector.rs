@@ -186,7 +186,7 @@ struct Driver {
     cluster: u64,
     timers: BinaryHeap<Reverse<Due>>,
     timer_count: u64,
-    /// Members announced to until they are known to be up.
+    /// Members announced to until they are heard of.
     watched: BTreeMap<NodeId, Member>,
     /// What was last reported of whom.
     reported: BTreeMap<NodeId, (u64, Liveness)>,
@@ -243,12 +243,11 @@ impl Driver {
         }
     }
 
-    /// An announcement may be lost, and a member that was down may be back at any time.
+    /// An announcement may be lost. Once a member was seen, the protocol itself keeps looking for it.
     fn announce_to_the_unseen(&mut self) {
         let reported = &self.reported;
-        let unseen = self.watched.values().filter(|member| {
-            reported.get(&member.id).is_none_or(|(_, liveness)| *liveness == Liveness::Down)
-        });
+        self.watched.retain(|id, _| !reported.contains_key(id));
+        let unseen = self.watched.values();
         for identity in unseen.map(|m| SwimIdentity::of(m, self.cluster)).collect::<Vec<_>>() {
             if let Err(error) = self.protocol.announce(identity, &mut self.effects) {
                 tracing::debug!(%error, "failure detector could not announce");

@@ -6,8 +6,10 @@ use xxhash_rust::xxh3::xxh3_64;
 
 use crate::domain::{Member, NodeId};
 
-/// A member in one of its lives. Where it is reached is its address; of two identities at one
-/// address the later start wins, and within one start the one that was renewed more often.
+/// A member in one of its lives. What the protocol calls its address, by which it tells members
+/// apart, is the node's id: another node at the same `HOST:PORT` (whose disk was replaced, say) is
+/// another member, and one that moved is the same. Of two lives the later start wins, and within one
+/// start the one that was renewed more often.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub(super) struct SwimIdentity {
     /// Of the cluster's name: packets of other clusters are ignored.
@@ -39,8 +41,8 @@ impl SwimIdentity {
     }
 
     /// Whether this is about a later life than `other`, or the same life renewed.
-    fn rank(&self) -> (u64, u32, u64) {
-        (self.generation, self.renewed, self.id)
+    const fn rank(&self) -> (u64, u32) {
+        (self.generation, self.renewed)
     }
 }
 
@@ -50,14 +52,14 @@ pub(super) fn cluster_hash(name: &str) -> u64 {
 }
 
 impl Identity for SwimIdentity {
-    type Addr = (u64, String);
+    type Addr = (u64, u64);
 
     fn renew(&self) -> Option<Self> {
         Some(Self { renewed: self.renewed.checked_add(1)?, ..self.clone() })
     }
 
     fn addr(&self) -> Self::Addr {
-        (self.cluster, self.grpc_addr.clone())
+        (self.cluster, self.id)
     }
 
     fn win_addr_conflict(&self, adversary: &Self) -> bool {

@@ -40,7 +40,7 @@ impl Addresses {
 /// A node on the loopback cannot be reached by members elsewhere: it would join a cluster that
 /// cannot talk back. A name that does not resolve yet is let through; it may.
 fn refuse_unreachable_seeds(config: &Config) -> Result<(), RunError> {
-    if !config.bind.is_loopback() || config.advertise_addr.is_some() {
+    if !config.bind.to_canonical().is_loopback() {
         return Ok(());
     }
     for seed in &config.seed_nodes {
@@ -74,8 +74,11 @@ fn host_for_others(config: &Config) -> IpAddr {
     if config.bind.is_unspecified() {
         let documentation_net = SocketAddr::from((Ipv4Addr::new(192, 0, 2, 1), 9));
         let seeds = config.seed_nodes.iter().flat_map(resolve);
+        // Nobody listens on the other family's addresses. (`::` takes both.)
+        let listening = |target: &SocketAddr| config.bind.is_ipv6() || target.is_ipv4();
         let mut routed = seeds
             .chain([documentation_net])
+            .filter(listening)
             .filter_map(|target| local_address_towards(target).ok());
         routed.find(|ip| !ip.is_unspecified()).unwrap_or_else(|| {
             tracing::warn!("no route to other hosts: advertising 127.0.0.1; see --advertise-addr");

@@ -24,6 +24,9 @@ use super::storage::Storage;
 /// How long requests under way may take once the node is asked to stop.
 const DRAIN: Duration = Duration::from_secs(3);
 
+/// How long connections are waited for that are open after that.
+const LAST_CONNECTIONS: Duration = Duration::from_secs(2);
+
 /// Requests to stop: the first stops gracefully, the second at once.
 pub trait Signals: Send {
     /// Resolves when the next signal arrives. Cancel safe.
@@ -35,11 +38,14 @@ pub trait Signals: Send {
 /// # Errors
 /// [`RunError`] says why it did not start, or ended otherwise.
 pub async fn run(config: Config, signals: &mut impl Signals) -> Result<(), RunError> {
-    let addresses = Addresses::open(&config)?;
-    tracing::info!(version = %env!("CARGO_PKG_VERSION"), "starting");
-    let storage = Storage::open(&config).await?;
-    tracing::info!(path = %config.data_dir.display(), "data directory");
-    let running = Running::start(&config, addresses, storage).await?;
+    // A signal stops a node that still starts at once: it has served nobody.
+    let running = tokio::select! {
+        started = start(config) => started?,
+        () = signals.next() => {
+            tracing::info!("stopped on request, before the node served");
+            return Ok(());
+        }
+    };
     let outcome = tokio::select! {
         () = signals.next() => Ok(()),
         failure = running.failure() => Err(failure),
@@ -49,10 +55,29 @@ pub async fn run(config: Config, signals: &mut impl Signals) -> Result<(), RunEr
     } else {
         tracing::info!("stopping on request");
     }
+    let farewell = if outcome.is_ok() { Farewell::Leave } else { Farewell::Stay };
     tokio::select! {
-        stopped = running.stop() => outcome.and(stopped),
+        stopped = running.stop(farewell) => outcome.and(stopped),
         () = signals.next() => Err(RunError::Interrupted),
     }
+}
+
+async fn start(config: Config) -> Result<Running, RunError> {
+    let addresses = Addresses::open(&config)?;
+    tracing::info!(version = %env!("CARGO_PKG_VERSION"), "starting");
+    let storage = Storage::open(&config).await?;
+    tracing::info!(path = %config.data_dir.display(), "data directory");
+    Running::start(&config, addresses, storage).await
+}
+
+/// What the peers are told at the end.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Farewell {
+    /// That the node has left.
+    Leave,
+    /// Nothing: it failed, and stays a member. If it left, a write acknowledged by few could be
+    /// outvoted by the rest.
+    Stay,
 }
 
 /// A node with its servers.
@@ -130,13 +155,16 @@ impl Running {
 
     /// Stops in the order in which nothing acknowledged is lost: clients first, then the farewell
     /// to the peers, then what peers send, the log last.
-    async fn stop(&self) -> Result<(), RunError> {
+    async fn stop(&self, farewell: Farewell) -> Result<(), RunError> {
         self.node.refuse_clients();
         self.http_stop.cancel();
-        self.node.leave().await;
+        match farewell {
+            Farewell::Leave => self.node.leave().await,
+            Farewell::Stay => self.node.finish_up().await,
+        }
         self.grpc_stop.cancel();
         self.servers.close();
-        if tokio::time::timeout(DRAIN, self.servers.wait()).await.is_err() {
+        if tokio::time::timeout(LAST_CONNECTIONS, self.servers.wait()).await.is_err() {
             tracing::warn!("stopping although connections are open");
         }
         self.node.close().await?;

@@ -81,6 +81,12 @@ impl LogChange {
                 (false, false) => Self::Missing,
             });
         };
+        if dir.is_staged(source) {
+            return Err(RunError::Usage(format!(
+                "replay_log: {}: this directory is a swap area that is emptied first; move it elsewhere",
+                source.display()
+            )));
+        }
         let staged = AofOptions { dir: dir.stage_log().map_err(unusable)?, ..options.clone() };
         match install_log(source, &staged) {
             Ok(read) => {

@@ -1,7 +1,7 @@
 //! How nodes come into a cluster, go, and come back.
 
 use lally::adapters::memory::MemoryNetwork;
-use lally::domain::{KeptData, MemberState};
+use lally::domain::{KeptData, Liveness, MemberState};
 use lally::ports::{ClientError, Verdict};
 
 use super::nodes::{Disk, equal, eventually, three};
@@ -152,13 +152,13 @@ async fn a_wiped_member_counts_again_only_once_it_has_the_data() {
 #[tokio::test(start_paused = true)]
 async fn a_node_that_lost_its_disk_replaces_its_old_self() {
     let network = MemoryNetwork::new();
-    let (_disks, [one, two, three]) = three(&network).await;
+    let (disks, [one, two, three]) = three(&network).await;
     one.add("k", "v", "all").await.unwrap();
+    for other in [&one, &two] {
+        other.believe(&three, Liveness::Down);
+    }
     three.crash(&network);
-    let mut reborn = Disk::new(4);
-    reborn.addr = "node-3:1".into();
-    let founder = Disk::new(1);
-    let four = reborn.start(&network, &[&founder]).await;
+    let four = disks[2].replaced_by(4).start(&network, &[&disks[0]]).await;
     four.ready().await;
     let states = || {
         let mut states = one.states();

@@ -3,4 +3,5 @@
 
 mod convergence;
 mod joining;
+mod losses;
 mod nodes;

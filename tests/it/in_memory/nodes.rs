@@ -6,19 +6,21 @@ use std::time::Duration;
 use lally::adapters::memory::{
     ManualClock, MemoryBook, MemoryLog, MemoryNetwork, MemoryStore, TrustingDetector,
 };
-use lally::app::{Node, NodeParts, NodeSettings, claim_identity};
+use lally::app::{Identity, Node, NodeParts, NodeSettings};
 use lally::domain::{
     Digest, Entry, KeptData, Key, Liveness, MemberState, NodeId, QuorumSpec, Start, Timestamp,
     Value,
 };
-use lally::ports::{Answer, ClientApi, ClientError, RequestOptions, Store};
+use lally::ports::{Answer, ClientApi, ClientError, MemberBook, OpLog, RequestOptions, Store};
 
 /// Wall time of every node at the start.
-const EPOCH: u64 = 1_700_000_000_000_000_000;
+pub const EPOCH: u64 = 1_700_000_000_000_000_000;
 
 /// What survives a crash of one node: its log and its book.
 pub struct Disk {
     pub addr: String,
+    /// What the clock of this node says when it starts.
+    pub wall: u64,
     id: u64,
     log: Arc<MemoryLog>,
     book: Arc<MemoryBook>,
@@ -35,7 +37,27 @@ impl Disk {
     /// The disk of a node that never ran.
     pub fn new(id: u64) -> Self {
         let (log, book) = (Arc::new(MemoryLog::default()), Arc::new(MemoryBook::default()));
-        Self { addr: format!("node-{id}:1"), id, log, book }
+        Self { addr: format!("node-{id}:1"), wall: EPOCH, id, log, book }
+    }
+
+    /// The disk of a node that never ran, at the address of this one.
+    pub fn replaced_by(&self, id: u64) -> Self {
+        Self { addr: self.addr.clone(), ..Self::new(id) }
+    }
+
+    /// A copy of what is on the disk now.
+    pub async fn backup(&self) -> Self {
+        let book = Arc::new(MemoryBook::default());
+        if let Some(now) = self.book.load().await.unwrap() {
+            book.save(&now).await.unwrap();
+        }
+        let (log, (sender, records)) =
+            (MemoryLog::default(), std::sync::mpsc::sync_channel(10_000));
+        let visitor = Box::new(move |record| sender.send(record).unwrap());
+        self.log.reopen().replay(visitor).await.unwrap();
+        log.append(&records.iter().collect::<Vec<_>>()).await.unwrap();
+        let log = Arc::new(log);
+        Self { addr: self.addr.clone(), wall: self.wall, id: self.id, log, book }
     }
 
     /// Starts the node on this disk.
@@ -57,7 +79,8 @@ impl Disk {
         seeds: &[&Self],
         data: KeptData,
     ) -> Running {
-        let claimed = claim_identity(self.book.as_ref(), cluster, NodeId::new(self.id)).await;
+        let identity = Identity::load(self.book.as_ref(), cluster, NodeId::new(self.id)).await;
+        let claimed = identity.unwrap().claim(self.book.as_ref(), data).await;
         let (book, last_phase) = claimed.unwrap();
         let mut settings = NodeSettings::new(cluster, &self.addr, "none:1");
         settings.seeds = seeds.iter().map(|disk| disk.addr.clone()).collect();
@@ -72,7 +95,7 @@ impl Disk {
             transport: network.transport(&self.addr, cluster),
             detector: Arc::clone(&detector) as _,
             book: Arc::clone(&self.book) as _,
-            clock: Arc::new(ManualClock::new(Timestamp::from_nanos(EPOCH))),
+            clock: Arc::new(ManualClock::new(Timestamp::from_nanos(self.wall))),
             hooks: Vec::new(),
         };
         let node = Node::new(parts, settings, &book, start);

@@ -185,6 +185,39 @@ fn a_member_that_lost_its_data_directory_gets_everything_again() {
 }
 
 #[test]
+fn a_founder_that_lost_its_data_directory_joins_and_is_watched_like_any_member() {
+    let mut nodes = ring::start(3, &["--read-quorum", "2", "--write-quorum", "2"]);
+    for i in 0..50 {
+        nodes[0].client().add_to(&format!("k{i}"), "v", "all").succeeded();
+    }
+    // Of a later start than the one that will stand in its place.
+    for _ in 0..3 {
+        nodes[0].kill9();
+        nodes[0].restart();
+    }
+    wait_whole(&nodes);
+    nodes[0].kill9();
+    fs::remove_dir_all(nodes[0].setup().data_dir()).unwrap();
+    // Without a seed, as the first time: it founds a cluster of its own, until the others find it.
+    nodes[0].restart();
+    eventually("it has joined", PATIENCE, || {
+        let held = nodes[0].holdings();
+        is(held.1 == 50, format!("{held:?}"))
+    });
+    wait_whole(&nodes);
+    wait_equal(&nodes);
+    eventually("its old self has left", PATIENCE, || {
+        let all = nodes[1].client().add_to("k", "v", "all");
+        is(all.quorum() == (3, 3), &all.body)
+    });
+    let (gone, others) = nodes.split_first_mut().unwrap();
+    gone.kill9();
+    for other in others {
+        wait_state(other, gone, "down");
+    }
+}
+
+#[test]
 fn a_member_that_lost_only_its_log_counts_for_nothing_before_it_has_the_data() {
     let mut nodes = ring::start(2, &[]);
     nodes[0].client().add_to("k", "v", 2).succeeded();

@@ -37,7 +37,7 @@ fn run(line: &str, hosts: &[(&str, &Node)]) -> String {
         line = line.replace(named, &node.http().to_string());
     }
     assert!(!line.contains("localhost:"), "nobody is at {line}");
-    let shell = format!("{} --silent --show-error", line);
+    let shell = format!("{line} --silent --show-error");
     let output = Command::new("sh").args(["-c", &shell]).output().unwrap();
     assert!(output.status.success(), "{line}: {output:?}");
     String::from_utf8(output.stdout).unwrap()
