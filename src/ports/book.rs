@@ -6,8 +6,9 @@ use crate::domain::{Member, NodeId, Phase};
 
 /// Keeps a [`Book`].
 ///
-/// Contract: after `save` returned `Ok`, `load` in any later life returns that book or one saved
-/// after it, a power cut notwithstanding. A crash inside `save` leaves the old book or the new one.
+/// Contract (suite: `tests/it/contracts/book.rs`): after `save` returned `Ok`, `load` in any later
+/// life returns that book or one saved after it, a power cut notwithstanding. A crash inside `save`
+/// leaves the old book or the new one.
 #[cfg_attr(test, mockall::automock)]
 #[async_trait]
 pub trait MemberBook: Send + Sync + 'static {

@@ -11,6 +11,7 @@
     reason = "a test that cannot go on should panic, and says so on stderr"
 )]
 
+mod contracts;
 mod examples;
 mod in_memory;
 mod process;

@@ -1,0 +1,11 @@
+//! The contracts of the ports, held over every adapter: the production one and its in-memory twin.
+//!
+//! Each suite is written from the documentation of its port, not from an adapter. A fact is a
+//! function over the port; `suite` turns every pair of a fact and an adapter into a test, so that
+//! a failure says both. What only one adapter can get wrong (bytes on disk, bytes on the wire)
+//! stands beside the suite, in `log_damage` and `transport_wire`.
+
+mod book;
+mod clock;
+mod store;
+mod suite;
