@@ -9,7 +9,8 @@ use crate::domain::{KeyedEntry, Timestamp};
 /// Contract (suite: `tests/it/contracts/log.rs`):
 /// * `replay` is called once, before the first `append`, and MUST visit every record of every
 ///   `append` that returned `Ok` in an earlier life, in order; it MAY visit records of appends that
-///   did not return. Replaying merges, so nothing else depends on the order.
+///   did not return. Replaying merges, so nothing else depends on the order. An `append` without it
+///   MUST fail.
 /// * `append` MUST return `Ok` only when the records are as durable as the configured policy says:
 ///   at least handed to the operating system, so that they survive the end of this process.
 /// * The records of one `append` stay together and in order.

@@ -15,6 +15,7 @@ pub struct MemoryLog {
 
 #[derive(Debug, Default)]
 struct Life {
+    replayed: bool,
     appended: u64,
     ended: Option<LogError>,
 }
@@ -43,6 +44,7 @@ impl MemoryLog {
 #[async_trait]
 impl OpLog for MemoryLog {
     async fn replay(&self, mut visitor: Box<dyn ReplayVisitor>) -> Result<Replayed, LogError> {
+        self.life().replayed = true;
         let records = self.disk().clone();
         let replayed = Replayed { records: records.len() as u64, ..Replayed::default() };
         for record in records {
@@ -55,6 +57,9 @@ impl OpLog for MemoryLog {
         let mut life = self.life();
         if let Some(error) = &life.ended {
             return Err(error.clone());
+        }
+        if !life.replayed {
+            return Err(LogError::Failed("append before replay".into()));
         }
         life.appended += records.len() as u64;
         self.disk().extend_from_slice(records);

@@ -7,5 +7,7 @@
 
 mod book;
 mod clock;
+mod log;
+mod log_damage;
 mod store;
 mod suite;

@@ -55,6 +55,7 @@ impl Disk {
             (MemoryLog::default(), std::sync::mpsc::sync_channel(10_000));
         let visitor = Box::new(move |record| sender.send(record).unwrap());
         self.log.reopen().replay(visitor).await.unwrap();
+        log.replay(Box::new(drop)).await.unwrap();
         log.append(&records.iter().collect::<Vec<_>>()).await.unwrap();
         let log = Arc::new(log);
         Self { addr: self.addr.clone(), wall: self.wall, id: self.id, log, book }

@@ -1,0 +1,420 @@
+//! The contract of the `OpLog` port, over `FileAof` with every sync policy and its in-memory twin.
+//!
+//! A disk is what outlives a log. Each life opens the log on it anew and replays what the lives
+//! before have left there.
+
+use std::fs;
+use std::sync::{Arc, Mutex};
+
+use lally::adapters::file_aof::{AofOptions, FileAof, FsyncPolicy};
+use lally::adapters::memory::MemoryLog;
+use lally::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Value, Version};
+use lally::ports::{LogError, LogRecord, LogStats, OpLog, Replayed};
+use tempfile::TempDir;
+use tokio::task::JoinSet;
+
+use super::suite::contract;
+
+contract! {
+    async over {
+        aof_always: #[tokio::test(flavor = "multi_thread")] => &Files::new(FsyncPolicy::Always);
+        aof_everysec: #[tokio::test(flavor = "multi_thread")] => &Files::new(FsyncPolicy::EverySec);
+        aof_never: #[tokio::test(flavor = "multi_thread")] => &Files::new(FsyncPolicy::Never);
+        memory: #[tokio::test(flavor = "multi_thread")] => &Twin::default();
+    }
+    holds {
+        a_new_log_replays_nothing,
+        what_was_acknowledged_is_replayed_in_order_in_every_later_life,
+        a_log_that_is_dropped_without_being_closed_keeps_what_it_acknowledged,
+        what_was_acknowledged_outlives_a_process_that_ends_at_once,
+        any_text_comes_back_as_it_was,
+        clock_bounds_come_back,
+        a_value_of_16_mib_under_the_longest_key_comes_back,
+        the_records_of_one_append_stay_together_and_in_order,
+        an_append_of_nothing_is_taken,
+        appends_from_many_tasks_all_come_back,
+        an_append_whose_caller_goes_away_harms_no_other,
+        an_append_before_the_replay_is_refused,
+        an_append_after_closing_is_refused_and_leaves_nothing,
+        appends_that_race_with_closing_come_back_if_they_were_acknowledged,
+        closing_again_does_nothing,
+        stats_count_the_records_of_this_life,
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_failed_never_takes_an_append_again() {
+    let log = MemoryLog::default();
+    log.replay(Box::new(drop)).await.unwrap();
+    let failed = LogError::Failed("EIO".into());
+    log.fail(failed.clone());
+    for _ in 0..3 {
+        assert_eq!(log.append(&[bound(1)]).await, Err(failed.clone()));
+    }
+    log.close().await.unwrap();
+    assert_eq!(log.append(&[bound(1)]).await, Err(failed));
+    assert_eq!(life(&Twin(log)).await.records, []);
+}
+
+#[tokio::test]
+async fn a_log_on_disk_counts_its_bytes_and_syncs_as_its_policy_says() {
+    for policy in [FsyncPolicy::Always, FsyncPolicy::EverySec, FsyncPolicy::Never] {
+        let files = Files::new(policy);
+        let life = life(&files).await;
+        assert_eq!(life.log.stats().bytes, files.length());
+        for count in 1..=5 {
+            life.log.append(&[write(count, "k", Some("v")), bound(count)]).await.unwrap();
+            assert_eq!(life.log.stats().bytes, files.length());
+            assert_eq!(life.log.stats().appended, 2 * count);
+            if policy == FsyncPolicy::Always {
+                assert_eq!(life.log.stats().syncs, count);
+            }
+        }
+        if policy == FsyncPolicy::Never {
+            assert_eq!(life.log.stats().syncs, 0);
+        }
+        let before = life.log.stats();
+        life.log.close().await.unwrap();
+        let after = life.log.stats();
+        let forced_by_closing = u64::from(policy != FsyncPolicy::Always);
+        assert!(after.syncs >= before.syncs.max(forced_by_closing), "{policy:?}: {after:?}");
+        assert_eq!(LogStats { syncs: 0, ..after }, LogStats { syncs: 0, ..before });
+    }
+}
+
+async fn a_new_log_replays_nothing(disk: &dyn Disk) {
+    let life = life(disk).await;
+    assert_eq!(life.records, []);
+    assert_eq!((life.replayed.records, life.replayed.cut_bytes), (0, 0));
+}
+
+async fn what_was_acknowledged_is_replayed_in_order_in_every_later_life(disk: &dyn Disk) {
+    let mut expected = Vec::new();
+    for number in 0..4 {
+        let life = life(disk).await;
+        assert_eq!(life.records, expected, "life {number}");
+        assert_eq!(life.replayed.records, expected.len() as u64);
+        assert_eq!(life.replayed.cut_bytes, 0);
+        for append in 0..10 {
+            let time = number * 100 + append;
+            let name = format!("key-{}", append % 3);
+            let records = [write(time, &name, Some("v")), write(time, "gone", None), bound(time)];
+            life.log.append(&records).await.unwrap();
+            expected.extend(records);
+        }
+        life.log.close().await.unwrap();
+    }
+    assert_eq!(life(disk).await.records, expected);
+}
+
+async fn a_log_that_is_dropped_without_being_closed_keeps_what_it_acknowledged(disk: &dyn Disk) {
+    let mut expected = Vec::new();
+    for time in 1..=5 {
+        let life = life(disk).await;
+        assert_eq!(life.records, expected);
+        let record = write(time, "k", Some("v"));
+        life.log.append(std::slice::from_ref(&record)).await.unwrap();
+        expected.push(record);
+    }
+    assert_eq!(life(disk).await.records, expected);
+}
+
+async fn what_was_acknowledged_outlives_a_process_that_ends_at_once(disk: &dyn Disk) {
+    let mut life_now = life(disk).await;
+    for time in 1..=10 {
+        let record = write(time, "k", Some("v"));
+        life_now.log.append(std::slice::from_ref(&record)).await.unwrap();
+        life_now.records.push(record);
+        let next = life(disk.as_it_is_now().as_ref()).await;
+        assert_eq!(next.records, life_now.records);
+    }
+}
+
+async fn any_text_comes_back_as_it_was(disk: &dyn Disk) {
+    let texts = ["", "\0", "\0\0\0\0", "a\nb\r\n", "🦀", "\"quoted\"", "\u{feff}", "LALLYLOG"];
+    let mut expected = vec![write(1, "removed", None)];
+    for (time, text) in (1..).zip(texts) {
+        expected.push(write(time, "k", Some(text)));
+        expected.push(write(time, &format!("{text}:"), Some(text)));
+    }
+    let versions = [(0, 0), (u64::MAX, u64::MAX), (1, u64::MAX), (u64::MAX, 0)];
+    for (time, node) in versions {
+        let version = Version::new(Timestamp::from_nanos(time), NodeId::new(node));
+        let entry = Entry::live(version, Value::new(""));
+        expected.push(LogRecord::Write(KeyedEntry::new(Key::new("k").unwrap(), entry)));
+    }
+    let life_now = life(disk).await;
+    for record in &expected {
+        life_now.log.append(std::slice::from_ref(record)).await.unwrap();
+    }
+    drop(life_now);
+    assert_eq!(life(disk).await.records, expected);
+}
+
+async fn clock_bounds_come_back(disk: &dyn Disk) {
+    let expected = [0, 1, u64::from(u32::MAX), u64::MAX, 7].map(bound);
+    let life_now = life(disk).await;
+    life_now.log.append(&expected).await.unwrap();
+    drop(life_now);
+    assert_eq!(life(disk).await.records, expected);
+}
+
+async fn a_value_of_16_mib_under_the_longest_key_comes_back(disk: &dyn Disk) {
+    let expected = [
+        write(u64::MAX, &"k".repeat(1_024), Some(&"v".repeat(16 << 20))),
+        write(2, "after", Some("it")),
+    ];
+    let life_now = life(disk).await;
+    for record in &expected {
+        life_now.log.append(std::slice::from_ref(record)).await.unwrap();
+    }
+    life_now.log.close().await.unwrap();
+    // Not with `assert_eq`, which would print it.
+    assert!(life(disk).await.records == expected);
+}
+
+async fn the_records_of_one_append_stay_together_and_in_order(disk: &dyn Disk) {
+    let life_now = life(disk).await;
+    let append = |task: u64| {
+        let log = Arc::clone(&life_now.log);
+        async move {
+            for round in 0..20 {
+                let records: Vec<_> = (0..=task)
+                    .map(|at| write(round, &format!("{task}"), Some(&format!("{at}"))))
+                    .collect();
+                log.append(&records).await.unwrap();
+            }
+        }
+    };
+    in_parallel((0..12).map(append)).await;
+    drop(life_now);
+    let mut left = life(disk).await.records.into_iter();
+    let mut appends = 0;
+    while let Some(LogRecord::Write(first)) = left.next() {
+        let task: u64 = first.key.as_str().parse().unwrap();
+        let values: Vec<_> = std::iter::once(first)
+            .chain((0..task).map(|_| match left.next() {
+                Some(LogRecord::Write(next)) => next,
+                other => panic!("{other:?} within the append of {task}"),
+            }))
+            .map(|write| {
+                assert_eq!(write.key.as_str(), task.to_string());
+                write.entry.value().unwrap().as_str().parse::<u64>().unwrap()
+            })
+            .collect();
+        assert_eq!(values, (0..=task).collect::<Vec<_>>());
+        appends += 1;
+    }
+    assert_eq!(appends, 12 * 20);
+}
+
+async fn an_append_of_nothing_is_taken(disk: &dyn Disk) {
+    let life_now = life(disk).await;
+    life_now.log.append(&[]).await.unwrap();
+    life_now.log.append(&[bound(1)]).await.unwrap();
+    life_now.log.append(&[]).await.unwrap();
+    drop(life_now);
+    assert_eq!(life(disk).await.records, [bound(1)]);
+}
+
+async fn appends_from_many_tasks_all_come_back(disk: &dyn Disk) {
+    let life_now = life(disk).await;
+    let append = |task: u64| {
+        let log = Arc::clone(&life_now.log);
+        async move {
+            for time in 0..25 {
+                let record = write(time, &format!("task-{task}"), Some("v"));
+                log.append(&[record]).await.unwrap();
+            }
+        }
+    };
+    in_parallel((0..64).map(append)).await;
+    assert_eq!(life_now.log.stats().appended, 64 * 25);
+    drop(life_now);
+    let records = life(disk).await.records;
+    assert_eq!(records.len(), 64 * 25);
+    for task in 0..64 {
+        let name = format!("task-{task}");
+        // What one task appended one after the other has kept its order, too.
+        let times = records.iter().filter_map(|record| match record {
+            LogRecord::Write(write) if write.key.as_str() == name => {
+                Some(write.entry.version.timestamp.as_nanos())
+            }
+            _ => None,
+        });
+        assert!(times.eq(0..25), "{name}");
+    }
+}
+
+async fn an_append_whose_caller_goes_away_harms_no_other(disk: &dyn Disk) {
+    let life_now = life(disk).await;
+    let mut acknowledged = Vec::new();
+    for time in 0..200 {
+        let (left, kept) = ([write(time, "left", Some("v"))], write(time, "kept", Some("v")));
+        // Asked once, then forgotten.
+        let append = life_now.log.append(&left);
+        drop(futures_util::FutureExt::now_or_never(append));
+        life_now.log.append(std::slice::from_ref(&kept)).await.unwrap();
+        acknowledged.push(kept);
+    }
+    life_now.log.close().await.unwrap();
+    let mut records = life(disk).await.records;
+    records.retain(|record| !matches!(record, LogRecord::Write(w) if w.key.as_str() == "left"));
+    assert_eq!(records, acknowledged);
+}
+
+async fn an_append_before_the_replay_is_refused(disk: &dyn Disk) {
+    let log = disk.open();
+    assert!(log.append(&[bound(1)]).await.is_err());
+    assert_eq!(log.stats().appended, 0);
+    drop(log);
+    assert_eq!(life(disk).await.records, []);
+}
+
+async fn an_append_after_closing_is_refused_and_leaves_nothing(disk: &dyn Disk) {
+    let life_now = life(disk).await;
+    life_now.log.append(&[bound(1)]).await.unwrap();
+    life_now.log.close().await.unwrap();
+    for _ in 0..3 {
+        assert_eq!(life_now.log.append(&[bound(2)]).await, Err(LogError::Closed));
+    }
+    assert_eq!(life_now.log.stats().appended, 1);
+    drop(life_now);
+    assert_eq!(life(disk).await.records, [bound(1)]);
+}
+
+async fn appends_that_race_with_closing_come_back_if_they_were_acknowledged(disk: &dyn Disk) {
+    for turn in 0..10 {
+        let mut life_now = life(disk).await;
+        let append = |task: u64| {
+            let log = Arc::clone(&life_now.log);
+            async move {
+                let records = [bound(turn * 1_000 + task)];
+                (records[0].clone(), log.append(&records).await)
+            }
+        };
+        let closing = Arc::clone(&life_now.log);
+        let mut tasks = JoinSet::new();
+        for task in 0..100 {
+            tasks.spawn(append(task));
+        }
+        closing.close().await.unwrap();
+        let mut expected = std::mem::take(&mut life_now.records);
+        for (record, outcome) in tasks.join_all().await {
+            match outcome {
+                Ok(()) => expected.push(record),
+                Err(error) => assert_eq!(error, LogError::Closed),
+            }
+        }
+        drop((life_now, closing));
+        let found = life(disk).await.records;
+        assert_eq!(found.len(), expected.len());
+        assert!(expected.iter().all(|record| found.contains(record)));
+    }
+}
+
+async fn closing_again_does_nothing(disk: &dyn Disk) {
+    let life_now = life(disk).await;
+    life_now.log.append(&[bound(1)]).await.unwrap();
+    for _ in 0..3 {
+        life_now.log.close().await.unwrap();
+    }
+    assert_eq!(life(disk).await.records, [bound(1)]);
+}
+
+async fn stats_count_the_records_of_this_life(disk: &dyn Disk) {
+    for _ in 0..2 {
+        let life_now = life(disk).await;
+        assert_eq!(life_now.log.stats().appended, 0);
+        life_now.log.append(&[bound(1), bound(2)]).await.unwrap();
+        life_now.log.append(&[bound(3)]).await.unwrap();
+        assert_eq!(life_now.log.stats().appended, 3);
+    }
+}
+
+/// What outlives a log.
+trait Disk: Send + Sync {
+    /// The log of the next life, not replayed yet.
+    fn open(&self) -> Arc<dyn OpLog>;
+
+    /// What would be left if the process ended now.
+    fn as_it_is_now(&self) -> Box<dyn Disk>;
+}
+
+struct Files {
+    dir: TempDir,
+    policy: FsyncPolicy,
+}
+
+impl Files {
+    fn new(policy: FsyncPolicy) -> Self {
+        Self { dir: tempfile::tempdir().unwrap(), policy }
+    }
+
+    fn length(&self) -> u64 {
+        let files = fs::read_dir(self.dir.path()).unwrap();
+        files.map(|file| file.unwrap().metadata().unwrap().len()).sum()
+    }
+}
+
+impl Disk for Files {
+    fn open(&self) -> Arc<dyn OpLog> {
+        let options = AofOptions::new(self.dir.path(), "lally", NodeId::new(1));
+        Arc::new(FileAof::open(AofOptions { fsync: self.policy, ..options }).unwrap())
+    }
+
+    fn as_it_is_now(&self) -> Box<dyn Disk> {
+        let copy = Self::new(self.policy);
+        for file in fs::read_dir(self.dir.path()).unwrap() {
+            let file = file.unwrap();
+            fs::copy(file.path(), copy.dir.path().join(file.file_name())).unwrap();
+        }
+        Box::new(copy)
+    }
+}
+
+#[derive(Default)]
+struct Twin(MemoryLog);
+
+impl Disk for Twin {
+    fn open(&self) -> Arc<dyn OpLog> {
+        Arc::new(self.0.reopen())
+    }
+
+    fn as_it_is_now(&self) -> Box<dyn Disk> {
+        Box::new(Self(self.0.reopen()))
+    }
+}
+
+/// One life of a log, replayed.
+struct Life {
+    log: Arc<dyn OpLog>,
+    records: Vec<LogRecord>,
+    replayed: Replayed,
+}
+
+async fn life(disk: &dyn Disk) -> Life {
+    let log = disk.open();
+    let records = Arc::new(Mutex::new(Vec::new()));
+    let visited = Arc::clone(&records);
+    let visitor = move |record| visited.lock().unwrap().push(record);
+    let replayed = log.replay(Box::new(visitor)).await.unwrap();
+    let records = std::mem::take(&mut *records.lock().unwrap());
+    Life { log, records, replayed }
+}
+
+/// Runs tasks of their own, so that they meet on several threads.
+async fn in_parallel(tasks: impl Iterator<Item = impl Future<Output = ()> + Send + 'static>) {
+    tasks.collect::<JoinSet<_>>().join_all().await;
+}
+
+fn write(time: u64, name: &str, text: Option<&str>) -> LogRecord {
+    let version = Version::new(Timestamp::from_nanos(time), NodeId::new(1));
+    let value = text.map(Value::new);
+    let entry = value.map_or_else(|| Entry::tombstone(version), |v| Entry::live(version, v));
+    LogRecord::Write(KeyedEntry::new(Key::new(name).unwrap(), entry))
+}
+
+fn bound(time: u64) -> LogRecord {
+    LogRecord::ClockBound(Timestamp::from_nanos(time))
+}
