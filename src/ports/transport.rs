@@ -21,7 +21,8 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// * A request for a node id MUST NOT be served by a node of another id, cluster or protocol.
 /// * A peer that is known to be gone MUST fail at once, not after the timeout; the way to it MUST
 ///   be tried again in the background, with backoff, so that a later call succeeds.
-/// * Dropping the future of a call does not take the request back.
+/// * Dropping the future of a call does not take back a request that is under way; one that still
+///   waits for a connection may be left unsent.
 /// * `write` and `read` to one peer may overtake each other.
 #[cfg_attr(test, mockall::automock)]
 #[async_trait]

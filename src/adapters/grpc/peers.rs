@@ -15,6 +15,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
@@ -72,6 +73,8 @@ pub struct GrpcPeers {
     /// Read on every call, replaced when a peer appears or moves.
     links: ArcSwap<HashMap<NodeId, Arc<Link>>>,
     places: Mutex<Places>,
+    /// Calls under way.
+    calls: TaskTracker,
     tasks: TaskTracker,
     stop: CancellationToken,
 }
@@ -98,9 +101,17 @@ impl GrpcPeers {
             handshake: Handshake { cluster: options.cluster, me: options.me },
             links: ArcSwap::default(),
             places: Mutex::new(Places { by_addr: HashMap::new(), random }),
+            calls: TaskTracker::new(),
             tasks: TaskTracker::new(),
             stop: CancellationToken::new(),
         })
+    }
+
+    /// Counts a call in for as long as the token is held, unless this node is stopping.
+    fn begin(&self) -> Result<TaskTrackerToken, PeerError> {
+        // In this order: a call that `close` does not see has not begun.
+        let call = self.calls.token();
+        if self.calls.is_closed() { Err(stopping()) } else { Ok(call) }
     }
 
     fn link(&self, peer: &Peer) -> Result<Arc<Link>, PeerError> {
@@ -136,8 +147,8 @@ impl GrpcPeers {
     }
 
     fn place(&self, addr: &str) -> Result<Place, PeerError> {
-        if self.stop.is_cancelled() {
-            return Err(PeerError::Unreachable("this node is stopping".into()));
+        if self.calls.is_closed() {
+            return Err(stopping());
         }
         let mut places = self.places();
         if let Some(place) = places.by_addr.get(addr) {
@@ -180,6 +191,7 @@ impl PeerTransport for GrpcPeers {
         write: KeyedEntry,
         timeout: Duration,
     ) -> Result<WriteReply, PeerError> {
+        let _call = self.begin()?;
         let request = request::Kind::Write(keyed_to_wire(&write));
         reply_from_wire(self.link(peer)?.call(request, timeout).await?)
     }
@@ -190,6 +202,7 @@ impl PeerTransport for GrpcPeers {
         key: Key,
         timeout: Duration,
     ) -> Result<Option<Entry>, PeerError> {
+        let _call = self.begin()?;
         let key = Bytes::copy_from_slice(key.as_str().as_bytes());
         copy_from_wire(self.link(peer)?.call(request::Kind::Read(key), timeout).await?)
     }
@@ -200,6 +213,7 @@ impl PeerTransport for GrpcPeers {
         announcement: Announcement,
         timeout: Duration,
     ) -> Result<Announcement, PeerError> {
+        let _call = self.begin()?;
         let mut client = client(self.place(addr)?.control);
         let request = self.handshake.request(announcement_to_wire(&announcement), None);
         let theirs = within(timeout, client.announce(request)).await?;
@@ -214,12 +228,14 @@ impl PeerTransport for GrpcPeers {
     }
 
     async fn digest(&self, peer: &Peer, timeout: Duration) -> Result<Digest, PeerError> {
+        let _call = self.begin()?;
         let mut client = client(self.place(&peer.addr)?.control);
         let request = self.handshake.request(DigestRequest {}, Some(peer.id));
         Ok(Digest::from_u64(within(timeout, client.digest(request)).await?.digest))
     }
 
     async fn bucket_digests(&self, peer: &Peer, timeout: Duration) -> Result<Vec<u64>, PeerError> {
+        let _call = self.begin()?;
         let mut client = client(self.place(&peer.addr)?.bulk);
         let request = self.handshake.request(BucketDigestsRequest {}, Some(peer.id));
         Ok(digests_from_wire(within(timeout, client.bucket_digests(request)).await?.digests)?)
@@ -230,11 +246,12 @@ impl PeerTransport for GrpcPeers {
         peer: &Peer,
         buckets: BucketSet,
     ) -> Result<Box<dyn EntryStream>, PeerError> {
+        let _call = self.begin()?;
         let mut client = client(self.place(&peer.addr)?.bulk);
         let request = PullRequest { buckets: buckets.to_bytes().into() };
         let request = self.handshake.request(request, Some(peer.id));
-        let chunks = within(PULL_TIMEOUT, client.pull(request)).await?;
-        Ok(Box::new(Chunks { chunks, reassembly: Reassembly::default() }))
+        let messages = within(PULL_TIMEOUT, client.pull(request)).await?;
+        Ok(Box::new(Chunks { messages, reassembly: Reassembly::default(), ended: false }))
     }
 
     async fn push(
@@ -243,6 +260,7 @@ impl PeerTransport for GrpcPeers {
         writes: Vec<KeyedEntry>,
         timeout: Duration,
     ) -> Result<(), PeerError> {
+        let _call = self.begin()?;
         let mut client = client(self.place(&peer.addr)?.bulk);
         let parts = pack(writes.iter().map(keyed_to_wire));
         let request = self.handshake.request(tokio_stream::iter(parts), Some(peer.id));
@@ -254,7 +272,11 @@ impl PeerTransport for GrpcPeers {
     }
 
     async fn close(&self) {
-        self.stop.cancel();
+        self.calls.close();
+        // Also when the caller waits no longer.
+        let stop = self.stop.clone().drop_guard();
+        self.calls.wait().await;
+        drop(stop);
         self.tasks.close();
         self.tasks.wait().await;
         self.links.store(Arc::default());
@@ -264,15 +286,15 @@ impl PeerTransport for GrpcPeers {
 
 /// The entries of a peer, as they come.
 struct Chunks {
-    chunks: Streaming<Chunk>,
+    messages: Streaming<Chunk>,
     reassembly: Reassembly,
+    ended: bool,
 }
 
-#[async_trait]
-impl EntryStream for Chunks {
-    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+impl Chunks {
+    async fn read(&mut self) -> Option<Result<EntryChunk, PeerError>> {
         loop {
-            let part = match self.chunks.next().await? {
+            let part = match self.messages.next().await? {
                 Ok(part) => part,
                 Err(status) => return Some(Err(error(&status))),
             };
@@ -282,6 +304,18 @@ impl EntryStream for Chunks {
                 Err(why) => return Some(Err(PeerError::Protocol(why))),
             }
         }
+    }
+}
+
+#[async_trait]
+impl EntryStream for Chunks {
+    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+        if self.ended {
+            return None;
+        }
+        let next = self.read().await;
+        self.ended = !matches!(next, Some(Ok(_)));
+        next
     }
 }
 
@@ -299,6 +333,10 @@ fn pack(entries: impl Iterator<Item = wire::Entry>) -> Vec<Chunk> {
     }
     parts.extend(split(chunk));
     parts
+}
+
+fn stopping() -> PeerError {
+    PeerError::Unreachable("this node is stopping".into())
 }
 
 fn client(channel: Channel) -> PeerClient<Channel> {

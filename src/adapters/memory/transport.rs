@@ -9,11 +9,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 
 use crate::domain::{BucketSet, Digest, Entry, Key, KeyedEntry, NodeId};
 use crate::ports::{
-    Announcement, ApplyError, EntryStream, Origin, Peer, PeerError, PeerTransport, Refusal,
-    ReplicaApi, WriteReply,
+    Announcement, ApplyError, EntryChunk, EntryStream, Origin, Peer, PeerError, PeerTransport,
+    Refusal, ReplicaApi, WriteReply,
 };
 
 /// A stream that does not begin within this time has timed out.
@@ -146,14 +147,15 @@ impl PeerTransport for MemoryTransport {
         announcement: Announcement,
         timeout: Duration,
     ) -> Result<Announcement, PeerError> {
-        let node = self.reach(addr, timeout).await?;
-        Ok(node.replica.announce(announcement).await?)
+        let replica = self.reach(addr, timeout).await?.replica;
+        let call = async move { replica.announce(announcement).await };
+        Ok(serve(call, timeout).await??)
     }
 
     fn gossip(&self, addr: &str, packet: Vec<u8>) {
         if !self.is_cut(addr) {
             let node = self.network.topology().nodes.get(addr).cloned();
-            if let Some(node) = node {
+            if let Some(node) = node.filter(|node| node.cluster == self.cluster) {
                 node.replica.gossip(&packet);
             }
         }
@@ -172,7 +174,9 @@ impl PeerTransport for MemoryTransport {
         peer: &Peer,
         buckets: BucketSet,
     ) -> Result<Box<dyn EntryStream>, PeerError> {
-        Ok(self.reach_peer(peer, PULL_TIMEOUT).await?.pull(buckets).await)
+        let replica = self.reach_peer(peer, PULL_TIMEOUT).await?;
+        let beginning = async move { replica.pull(buckets).await };
+        Ok(Box::new(Pulled::Begins(Box::pin(beginning))))
     }
 
     async fn push(
@@ -195,18 +199,45 @@ impl PeerTransport for MemoryTransport {
     async fn close(&self) {}
 }
 
-/// Has a replica apply writes in a task of its own, since that must not be cut off; the caller
-/// waits no longer than the timeout.
+/// The entries of a peer, which looks for them before the first one comes.
+enum Pulled {
+    Begins(BoxFuture<'static, Box<dyn EntryStream>>),
+    Goes(Box<dyn EntryStream>),
+}
+
+#[async_trait]
+impl EntryStream for Pulled {
+    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+        if let Self::Begins(beginning) = self {
+            let entries = beginning.as_mut().await;
+            *self = Self::Goes(entries);
+        }
+        match self {
+            Self::Goes(entries) => entries.next().await,
+            Self::Begins(_) => None,
+        }
+    }
+}
+
 async fn apply(
     replica: Arc<dyn ReplicaApi>,
     writes: Vec<KeyedEntry>,
     origin: Origin,
     timeout: Duration,
 ) -> Result<Vec<Result<WriteReply, ApplyError>>, PeerError> {
+    serve(async move { replica.apply(writes, origin).await }, timeout).await
+}
+
+/// Lets a replica do what it was asked in a task of its own, since that must not be cut off; the
+/// caller waits no longer than the timeout.
+async fn serve<T: Send + 'static>(
+    call: impl Future<Output = T> + Send + 'static,
+    timeout: Duration,
+) -> Result<T, PeerError> {
     #[expect(clippy::disallowed_methods, reason = "belongs to the peer, not to the calling node")]
-    let applied = tokio::spawn(async move { replica.apply(writes, origin).await });
-    match tokio::time::timeout(timeout, applied).await {
-        Ok(Ok(replies)) => Ok(replies),
+    let serving = tokio::spawn(call);
+    match tokio::time::timeout(timeout, serving).await {
+        Ok(Ok(served)) => Ok(served),
         Ok(Err(_)) | Err(_) => Err(PeerError::TimedOut),
     }
 }
