@@ -6,12 +6,13 @@ use crate::domain::{Liveness, Member, NodeId};
 
 /// Watches the members. What it says changes who is waited for, never who is a member.
 ///
-/// Contract:
+/// Contract (suite: `tests/it/contracts/detector.rs`):
 /// * A member that stops answering MUST be reported down within a few seconds, one that answers
 ///   again (or with a new generation) alive.
 /// * Packets travel over [`PeerTransport::gossip`](super::PeerTransport::gossip) and come back in
 ///   through [`receive`](Self::receive); both may lose, repeat and reorder them.
-/// * `watch`, `receive` and `restate` MUST NOT block.
+/// * `watch`, `receive` and `restate` MUST NOT block, and what `watch` and `restate` say MUST NOT be
+///   lost, however many packets come in.
 #[cfg_attr(test, mockall::automock)]
 #[async_trait]
 pub trait FailureDetector: Send + Sync + 'static {

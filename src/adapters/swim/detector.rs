@@ -1,14 +1,15 @@
 //! `Swim`: the driver around the protocol.
 //!
-//! One task owns the protocol's state. What comes in (packets, members to watch) waits in a bounded
-//! queue; what falls due waits in a heap; what goes out is handed to the transport, which may drop
-//! it. After each step the members' states are compared with those before it: that is what is
+//! One task owns the protocol's state. Packets that come in wait in a bounded queue, which may drop
+//! them; what the node asks for (whom to watch, what to state) is kept apart, since nobody would ask
+//! again. What falls due waits in a heap; what goes out is handed to the transport, which may drop
+//! it too. After each step the members' states are compared with those before it: that is what is
 //! reported, since the protocol itself announces suspicion to nobody.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -18,7 +19,7 @@ use foca::{
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use tokio::sync::{Mutex, mpsc};
+use tokio::sync::{Mutex, Notify, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,8 +29,8 @@ use crate::ports::{FailureDetector, LivenessChange, PeerTransport};
 
 use super::identity::{SwimIdentity, cluster_hash};
 
-/// Commands and packets that wait for the task; more are dropped, as on a busy network.
-const INPUT_QUEUE: usize = 1_024;
+/// Packets that wait for the task; more are dropped, as on a busy network.
+const PACKET_QUEUE: usize = 1_024;
 
 /// Changes that wait to be taken.
 const CHANGE_QUEUE: usize = 1_024;
@@ -67,24 +68,35 @@ impl SwimOptions {
 
 /// A failure detector.
 pub struct Swim {
-    input: mpsc::Sender<Input>,
+    packets: mpsc::Sender<Vec<u8>>,
+    orders: Arc<Orders>,
     changes: Mutex<mpsc::Receiver<LivenessChange>>,
     tasks: TaskTracker,
     /// Ends the task when the detector is dropped without having left.
     _ends_with: tokio_util::sync::DropGuard,
 }
 
-enum Input {
-    Packet(Vec<u8>),
-    Watch(Member),
-    Restate(Member),
-    Leave,
+/// What the node asks for. Asking never waits and is never in vain.
+#[derive(Default)]
+struct Orders {
+    open: StdMutex<OpenOrders>,
+    /// Wakes the task.
+    given: Notify,
+}
+
+/// What the task has not seen yet: at most one order per member.
+#[derive(Default)]
+struct OpenOrders {
+    watch: BTreeMap<NodeId, Member>,
+    restate: Option<Member>,
+    leave: bool,
 }
 
 impl Swim {
     /// Starts probing whoever it is told to watch, over this transport.
     pub fn start(options: &SwimOptions, transport: Arc<dyn PeerTransport>) -> Arc<Self> {
-        let (input, inputs) = mpsc::channel(INPUT_QUEUE);
+        let (packets, incoming) = mpsc::channel(PACKET_QUEUE);
+        let orders = Arc::new(Orders::default());
         let (reports, changes) = mpsc::channel(CHANGE_QUEUE);
         let cluster = cluster_hash(&options.cluster);
         let me = SwimIdentity::of(&options.me, cluster);
@@ -101,33 +113,45 @@ impl Swim {
             transport,
         };
         let (tasks, stop) = (TaskTracker::new(), CancellationToken::new());
-        let end = stop.clone();
+        let (end, given) = (stop.clone(), Arc::clone(&orders));
         tasks.spawn(async move {
-            end.run_until_cancelled_owned(driver.run(inputs)).await;
+            end.run_until_cancelled_owned(driver.run(incoming, &given)).await;
         });
         tasks.close();
-        Arc::new(Self { input, changes: Mutex::new(changes), tasks, _ends_with: stop.drop_guard() })
+        let changes = Mutex::new(changes);
+        Arc::new(Self { packets, orders, changes, tasks, _ends_with: stop.drop_guard() })
+    }
+}
+
+impl Orders {
+    fn give(&self, order: impl FnOnce(&mut OpenOrders)) {
+        order(&mut self.open());
+        self.given.notify_one();
     }
 
-    fn submit(&self, input: Input) {
-        if self.input.try_send(input).is_err() {
-            tracing::debug!("failure detector busy: input dropped");
-        }
+    fn take(&self) -> OpenOrders {
+        std::mem::take(&mut self.open())
+    }
+
+    fn open(&self) -> MutexGuard<'_, OpenOrders> {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 #[async_trait]
 impl FailureDetector for Swim {
     fn watch(&self, member: &Member) {
-        self.submit(Input::Watch(member.clone()));
+        self.orders.give(|open| drop(open.watch.insert(member.id, member.clone())));
     }
 
     fn restate(&self, me: &Member) {
-        self.submit(Input::Restate(me.clone()));
+        self.orders.give(|open| open.restate = Some(me.clone()));
     }
 
     fn receive(&self, packet: &[u8]) {
-        self.submit(Input::Packet(packet.to_vec()));
+        if self.packets.try_send(packet.to_vec()).is_err() {
+            tracing::debug!("failure detector busy: packet dropped");
+        }
     }
 
     async fn next_change(&self) -> Option<LivenessChange> {
@@ -135,9 +159,8 @@ impl FailureDetector for Swim {
     }
 
     async fn leave(&self) {
-        if self.input.send(Input::Leave).await.is_ok() {
-            self.tasks.wait().await;
-        }
+        self.orders.give(|open| open.leave = true);
+        self.tasks.wait().await;
     }
 }
 
@@ -186,7 +209,7 @@ struct Driver {
     cluster: u64,
     timers: BinaryHeap<Reverse<Due>>,
     timer_count: u64,
-    /// Members announced to until they are heard of.
+    /// Members announced to until they are heard of, and when nobody is up.
     watched: BTreeMap<NodeId, Member>,
     /// What was last reported of whom.
     reported: BTreeMap<NodeId, (u64, Liveness)>,
@@ -195,40 +218,52 @@ struct Driver {
 }
 
 impl Driver {
-    async fn run(mut self, mut inputs: mpsc::Receiver<Input>) {
+    async fn run(mut self, mut packets: mpsc::Receiver<Vec<u8>>, orders: &Orders) {
         let mut announce = tokio::time::interval(ANNOUNCE_TO_DOWN_EVERY);
         loop {
             let due = self.timers.peek().map(|Reverse(due)| due.at);
             tokio::select! {
-                input = inputs.recv() => match input {
+                () = orders.given.notified() => {
+                    let orders = orders.take();
+                    if orders.leave {
+                        return self.leave();
+                    }
+                    self.obey(orders);
+                }
+                packet = packets.recv() => match packet {
                     None => return,
-                    Some(Input::Leave) => return self.leave(),
-                    Some(input) => self.take(input),
+                    Some(packet) => self.receive(&packet),
                 },
                 () = sleep_until(due) => self.fire(),
-                _ = announce.tick() => self.announce_to_the_unseen(),
+                _ = announce.tick() => self.announce_to_the_missing(),
             }
             self.act();
             self.report();
         }
     }
 
-    fn take(&mut self, input: Input) {
-        let result = match input {
-            Input::Packet(packet) => self.protocol.handle_data(&packet, &mut self.effects),
-            Input::Watch(member) => {
-                let identity = SwimIdentity::of(&member, self.cluster);
-                self.watched.insert(member.id, member);
-                self.protocol.announce(identity, &mut self.effects)
+    fn obey(&mut self, orders: OpenOrders) {
+        if let Some(me) = orders.restate {
+            let identity = SwimIdentity::of(&me, self.cluster);
+            if let Err(error) = self.protocol.change_identity(identity, &mut self.effects) {
+                tracing::debug!(%error, "failure detector kept its identity");
             }
-            Input::Restate(me) => {
-                let identity = SwimIdentity::of(&me, self.cluster);
-                self.protocol.change_identity(identity, &mut self.effects)
-            }
-            Input::Leave => Ok(()),
-        };
-        if let Err(error) = result {
-            tracing::debug!(%error, "failure detector ignored an input");
+        }
+        for member in orders.watch.into_values() {
+            self.announce_to(SwimIdentity::of(&member, self.cluster));
+            self.watched.insert(member.id, member);
+        }
+    }
+
+    fn receive(&mut self, packet: &[u8]) {
+        if let Err(error) = self.protocol.handle_data(packet, &mut self.effects) {
+            tracing::debug!(%error, "failure detector ignored a packet");
+        }
+    }
+
+    fn announce_to(&mut self, identity: SwimIdentity) {
+        if let Err(error) = self.protocol.announce(identity, &mut self.effects) {
+            tracing::debug!(%error, "failure detector could not announce");
         }
     }
 
@@ -243,15 +278,15 @@ impl Driver {
         }
     }
 
-    /// An announcement may be lost. Once a member was seen, the protocol itself keeps looking for it.
-    fn announce_to_the_unseen(&mut self) {
-        let reported = &self.reported;
-        self.watched.retain(|id, _| !reported.contains_key(id));
-        let unseen = self.watched.values();
-        for identity in unseen.map(|m| SwimIdentity::of(m, self.cluster)).collect::<Vec<_>>() {
-            if let Err(error) = self.protocol.announce(identity, &mut self.effects) {
-                tracing::debug!(%error, "failure detector could not announce");
-            }
+    /// An announcement may be lost. Once a member was seen, the protocol itself keeps looking for it,
+    /// but only as long as another one is up: a node that was cut off from all has to begin anew.
+    fn announce_to_the_missing(&mut self) {
+        let alone = self.protocol.num_members() == 0;
+        let seen = |id| self.reported.contains_key(id);
+        let missing = self.watched.iter().filter(|(id, _)| alone || !seen(id));
+        let missing: Vec<_> = missing.map(|(_, m)| SwimIdentity::of(m, self.cluster)).collect();
+        for identity in missing {
+            self.announce_to(identity);
         }
     }
 
@@ -323,7 +358,6 @@ mod tests {
     use crate::domain::Phase;
     use crate::ports::MockPeerTransport;
     use std::collections::HashMap;
-    use std::sync::Mutex as StdMutex;
 
     /// Addresses that hear each other.
     #[derive(Clone, Default)]

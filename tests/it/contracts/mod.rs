@@ -7,6 +7,7 @@
 
 mod book;
 mod clock;
+mod detector;
 mod log;
 mod log_damage;
 mod networks;
