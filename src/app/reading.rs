@@ -55,6 +55,17 @@ impl Reader {
         if quorum == QuorumSpec::ONE {
             return answer(own_copy.as_ref(), QuorumSpec::ONE.among(1), 1);
         }
+        // Boxed: the future of the short way out need not have room for timers.
+        Box::pin(self.read_from_peers(key, own_copy, quorum, deadline)).await
+    }
+
+    async fn read_from_peers(
+        self: &Arc<Self>,
+        key: Key,
+        own_copy: Option<Entry>,
+        quorum: QuorumSpec,
+        deadline: Instant,
+    ) -> Answer {
         let view = self.members.view();
         let required = quorum.among(view.replicas().count());
         let peers = self.nearest_first(&view);

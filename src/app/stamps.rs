@@ -62,7 +62,11 @@ impl Stamps {
         self.clock().restore(seen);
     }
 
-    fn try_stamp(&self) -> Result<Version, Timestamp> {
+    /// The version of the next write of this node, unless the log is needed for it.
+    ///
+    /// # Errors
+    /// The bound that has to be made durable first.
+    pub(crate) fn try_stamp(&self) -> Result<Version, Timestamp> {
         let now = self.wall.now();
         let stamped = self.clock().stamp(now);
         stamped.map(|at| Version::new(at, self.me)).map_err(|needed| needed.up_to)

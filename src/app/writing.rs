@@ -63,12 +63,22 @@ impl Writer {
         quorum: QuorumSpec,
         deadline: Instant,
     ) -> Outcome {
-        let write = Write { key, content, quorum, deadline };
-        let begun = tokio::time::timeout_at(deadline, Running::begin(Arc::clone(self), write));
         // Without a stamp nothing was sent to anybody.
-        let begun = begun.await.unwrap_or(Err(LogError::Overloaded));
-        let mut delivery = Delivery::of(begun.map_err(|error| refusal(&error))?);
-        delivery.decide().await
+        let version = self.stamp_within(deadline).await.map_err(|error| refusal(&error))?;
+        let write = Write { key, content, quorum, deadline };
+        Delivery::of(Running::begin(Arc::clone(self), write, version)).decide().await
+    }
+
+    /// The version of an attempt, before the deadline.
+    async fn stamp_within(&self, deadline: Instant) -> Result<Version, LogError> {
+        match self.stamps.try_stamp() {
+            Ok(version) => Ok(version),
+            // Rare, and boxed: a timer is large, and of an alignment that makes every future that
+            // holds one dear to allocate.
+            Err(_) => Box::pin(tokio::time::timeout_at(deadline, self.stamps.stamp()))
+                .await
+                .unwrap_or(Err(LogError::Overloaded)),
+        }
     }
 }
 
@@ -150,8 +160,7 @@ impl Drop for Delivery {
 }
 
 impl Running {
-    async fn begin(writer: Arc<Writer>, write: Write) -> Result<Self, LogError> {
-        let version = writer.stamps.stamp().await?;
+    fn begin(writer: Arc<Writer>, write: Write, version: Version) -> Self {
         let view = writer.members.view();
         // A quorum of one may be met before this node has said what it removed itself.
         let removed = match write.content {
@@ -174,13 +183,13 @@ impl Running {
             in_doubt: false,
         };
         running.send_to_all(&view);
-        Ok(running)
+        running
     }
 
     /// Stamps the write past everything seen and sends it once more. What the attempt before has
     /// under way goes on, but counts no more.
     async fn begin_again(&mut self) -> Result<(), LogError> {
-        self.version = self.writer.stamps.stamp().await?;
+        self.version = self.writer.stamp_within(self.write.deadline).await?;
         self.attempt += 1;
         // What the attempt before achieved, or may yet, is not undone by how this one ends.
         self.in_doubt |= self.quorum.achieved() > 0 || self.quorum.outstanding() > 0;
@@ -258,13 +267,13 @@ impl Running {
     /// Collects replies until the client can be answered.
     async fn decide(&mut self) -> Outcome {
         let deadline = self.write.deadline;
-        let mut timer = std::pin::pin!(tokio::time::sleep_until(deadline));
+        // Boxed for the same reason as above.
+        let mut timer = Box::pin(tokio::time::sleep_until(deadline));
         let mut hopeless = false;
         loop {
             // First of all: a replica that holds something newer counts as failed until then.
             if self.is_to_be_repeated() {
-                let begun = tokio::time::timeout_at(deadline, self.begin_again()).await;
-                if let Err(error) = begun.unwrap_or(Err(LogError::Overloaded)) {
+                if let Err(error) = self.begin_again().await {
                     tracing::warn!(%error, "write not repeated past a newer version");
                     return self.outcome();
                 }

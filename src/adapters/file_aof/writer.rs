@@ -121,12 +121,21 @@ impl Writer {
 
     /// Appends records and waits until they are as durable as the policy says.
     pub(super) async fn append(&self, records: &[LogRecord]) -> Result<(), LogError> {
+        let done = match self.try_append(records)? {
+            Some(done) => done,
+            // Boxed: the way of nearly all appends need not have room for a timer.
+            None => Box::pin(self.append_when_there_is_room(records)).await?,
+        };
+        let ended = || LogError::Failed("its thread ended".into());
+        done.await.unwrap_or_else(|_| Err(ended()))
+    }
+
+    async fn append_when_there_is_room(&self, records: &[LogRecord]) -> Result<Waiting, LogError> {
         let deadline = tokio::time::Instant::now() + self.queue_wait;
         loop {
             let room = self.shared.room.notified();
             if let Some(done) = self.try_append(records)? {
-                let ended = || LogError::Failed("its thread ended".into());
-                return done.await.unwrap_or_else(|_| Err(ended()));
+                return Ok(done);
             }
             if tokio::time::timeout_at(deadline, room).await.is_err() {
                 return Err(LogError::Overloaded);
@@ -166,10 +175,7 @@ impl Writer {
 
     /// Queues records; `None` if there is no room. A batch larger than the queue is taken when the
     /// queue is empty.
-    fn try_append(
-        &self,
-        records: &[LogRecord],
-    ) -> Result<Option<oneshot::Receiver<Result<(), LogError>>>, LogError> {
+    fn try_append(&self, records: &[LogRecord]) -> Result<Option<Waiting>, LogError> {
         let needed: usize = records.iter().map(max_encoded_bytes).sum();
         let mut state = self.shared.state();
         if let Some(ended) = &state.ended {
@@ -188,6 +194,9 @@ impl Writer {
         Ok(Some(waiting))
     }
 }
+
+/// The outcome of an append to come.
+type Waiting = oneshot::Receiver<Result<(), LogError>>;
 
 /// Where a writer goes on.
 #[derive(Debug, Clone, Copy)]

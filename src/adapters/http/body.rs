@@ -6,13 +6,14 @@
 use std::borrow::Cow;
 use std::fmt;
 use std::num::NonZeroU32;
+use std::pin::pin;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
 use axum::extract::Request;
 use axum::http::{HeaderMap, header};
 use bytes::{Bytes, BytesMut};
-use futures_util::StreamExt;
+use futures_util::{FutureExt, StreamExt};
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -20,6 +21,7 @@ use crate::domain::{Key, QuorumSpec, Value};
 use crate::ports::RequestOptions;
 
 use super::HttpOptions;
+use super::admission::Places;
 use super::errors::{Code, Refusal};
 
 /// Longest timeout that a client may ask for.
@@ -35,8 +37,13 @@ const KEY_FORM: &str = r#"{"key": string}"#;
 const KEY_VALUE_FORM: &str = r#"{"key": string, "value": string}"#;
 const OPTIONAL_FIELDS: &str = r#"optionally "quorum": a whole number >= 1, "majority" or "all", and "timeout_ms": a whole number from 1 to 10000"#;
 
-/// Reads the body of a request whose media type and size are as they should be.
-pub(super) async fn read(request: Request, options: &HttpOptions) -> Result<Bytes, Refusal> {
+/// Reads the body of a request whose media type and size are as they should be. A body that is not
+/// there with its head takes one of the places of those that are waited for.
+pub(super) async fn read(
+    request: Request,
+    options: &HttpOptions,
+    places: Places<'_>,
+) -> Result<Bytes, Refusal> {
     check_media_type(request.headers())?;
     let max = options.max_body_bytes;
     // A client that asks first (RFC 9110, 10.1.1) waits for the answer before it sends anything.
@@ -45,8 +52,13 @@ pub(super) async fn read(request: Request, options: &HttpOptions) -> Result<Byte
     if too_long && asks_first {
         return Err(too_large(max));
     }
-    let read = collect(request.into_body(), max, too_long);
-    tokio::time::timeout(options.body_read_timeout, read).await.unwrap_or_else(|_| {
+    let mut reading = pin!(collect(request.into_body(), max, too_long));
+    // Most bodies are there with their heads, and need neither a timer nor the memory for one.
+    if let Some(read) = reading.as_mut().now_or_never() {
+        return read;
+    }
+    let _place = places.take()?;
+    Box::pin(tokio::time::timeout(options.body_read_timeout, reading)).await.unwrap_or_else(|_| {
         if too_long {
             return Err(too_large(max));
         }
@@ -255,6 +267,11 @@ async fn discard(mut chunks: BodyDataStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::atomic::AtomicUsize;
+
+    async fn read_all(request: Request, options: &HttpOptions) -> Result<Bytes, Refusal> {
+        read(request, options, Places::new(&AtomicUsize::new(0), 1)).await
+    }
     use axum::http::HeaderValue;
     use futures_util::stream;
     use proptest::prelude::*;
@@ -377,7 +394,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_in_pieces_is_put_together_and_its_length_is_counted() {
         let options = HttpOptions { max_body_bytes: 5, ..HttpOptions::default() };
-        let read = |chunks| read(Request::new(chunked(chunks)), &options);
+        let read = |chunks| read_all(Request::new(chunked(chunks)), &options);
         assert_eq!(read(vec![]).await, Ok(Bytes::new()));
         assert_eq!(read(vec![b"abcde"]).await, Ok(Bytes::from_static(b"abcde")));
         assert_eq!(read(vec![b"a", b"bc", b"de"]).await, Ok(Bytes::from_static(b"abcde")));
@@ -390,14 +407,14 @@ mod tests {
     async fn a_body_that_breaks_off_is_refused() {
         let chunks = vec![Ok(&b"ab"[..]), Err(std::io::Error::other("reset"))];
         let request = Request::new(Body::from_stream(stream::iter(chunks)));
-        let refusal = read(request, &HttpOptions::default()).await.unwrap_err();
+        let refusal = read_all(request, &HttpOptions::default()).await.unwrap_err();
         assert_eq!(refusal.code, Code::BadRequest);
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_body_that_does_not_come_is_given_up() {
         let never = Body::from_stream(stream::pending::<Result<Bytes, std::io::Error>>());
-        let refusal = read(Request::new(never), &HttpOptions::default()).await.unwrap_err();
+        let refusal = read_all(Request::new(never), &HttpOptions::default()).await.unwrap_err();
         assert_eq!(refusal.code, Code::RequestTimeout);
         assert!(refusal.message.contains("10000 ms"));
     }
@@ -408,7 +425,7 @@ mod tests {
         let mut request = Request::new(never);
         request.headers_mut().insert(header::CONTENT_LENGTH, HeaderValue::from_static("9999999"));
         request.headers_mut().insert(header::EXPECT, HeaderValue::from_static("100-continue"));
-        let refusal = read(request, &HttpOptions::default()).await.unwrap_err();
+        let refusal = read_all(request, &HttpOptions::default()).await.unwrap_err();
         assert_eq!(refusal.code, Code::TooLarge);
     }
 

@@ -1,7 +1,7 @@
 //! The HTTP API: JSON in, JSON out, over the [`ClientApi`](crate::ports::ClientApi) port.
 //!
 //! A request passes through few hands: the connection limit (`connections`), the route
-//! (`routes`), the cap on requests in flight, its body (`body`), the port, and one buffer that
+//! (`routes`), its body (`body`), the cap on requests in flight (`admission`), the port, and one buffer that
 //! is the response (`render`). There is no stack of middleware: each layer would cost a boxed
 //! future per request, and what they do is done here in a few lines. Every refusal takes its
 //! shape and code from `errors`, every count ends up in `metrics`.
@@ -9,6 +9,7 @@
 //! It knows nothing of quorums, replicas or the log, and does not judge how long a value may be:
 //! that is the port's business.
 
+mod admission;
 mod body;
 mod connections;
 mod errors;

@@ -1,8 +1,6 @@
 //! The routes and what each does between a request's head and its response.
 
-use std::pin::pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 
 use axum::Router;
 use axum::body::Body;
@@ -10,11 +8,11 @@ use axum::extract::{Request, State};
 use axum::http::{HeaderValue, Response, header};
 use axum::routing;
 use bytes::Bytes;
-use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use crate::ports::{ClientApi, Verdict};
 
+use super::admission::Places;
 use super::errors::{Code, Refusal};
 use super::metrics::{CONTENT_TYPE, Call, Exporter, Metrics, Outcome};
 use super::{HttpOptions, body, render};
@@ -74,24 +72,19 @@ impl Front {
     }
 
     async fn read(&self, request: Request) -> std::result::Result<Bytes, Refusal> {
-        if self.metrics.in_flight.load(Ordering::Relaxed) >= self.options.max_in_flight {
-            return Err(overloaded());
-        }
-        let mut reading = pin!(body::read(request, &self.options));
-        // Most bodies are there with their heads.
-        if let Some(read) = reading.as_mut().now_or_never() {
-            return read;
-        }
-        let (count, max) = (&self.metrics.bodies_awaited, self.options.max_in_flight);
-        let _admission = Admission::new(count, max).ok_or_else(overloaded)?;
-        reading.await
+        self.working().check()?;
+        let awaited = Places::new(&self.metrics.bodies_awaited, self.options.max_in_flight);
+        body::read(request, &self.options, awaited).await
     }
 
     /// The work has not begun when it is handed in: what is shed does nothing.
     async fn admitted(&self, work: impl Future<Output = Result>) -> Result {
-        let (count, max) = (&self.metrics.in_flight, self.options.max_in_flight);
-        let _admission = Admission::new(count, max).ok_or_else(overloaded)?;
+        let _place = self.working().take()?;
         work.await
+    }
+
+    fn working(&self) -> Places<'_> {
+        Places::new(&self.metrics.in_flight, self.options.max_in_flight)
     }
 
     fn finish(&self, call: Call, started: Instant, result: Result) -> Response<Body> {
@@ -107,29 +100,6 @@ impl Front {
             "request answered"
         );
         response
-    }
-}
-
-fn overloaded() -> Refusal {
-    let message = "the node works on as many requests as it takes at a time; try again later";
-    Refusal::new(Code::Overloaded, message)
-}
-
-/// Room for one request among those counted; given back when it is dropped, also by a client that
-/// goes away.
-struct Admission<'a>(&'a AtomicUsize);
-
-impl<'a> Admission<'a> {
-    fn new(in_flight: &'a AtomicUsize, max: usize) -> Option<Self> {
-        // Counted first and compared then, so that any number at once cannot pass together.
-        let admission = Self(in_flight);
-        (in_flight.fetch_add(1, Ordering::Relaxed) < max).then_some(admission)
-    }
-}
-
-impl Drop for Admission<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
