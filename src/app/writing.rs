@@ -66,7 +66,7 @@ impl Writer {
         // Without a stamp nothing was sent to anybody.
         let version = self.stamp_within(deadline).await.map_err(|error| refusal(&error))?;
         let write = Write { key, content, quorum, deadline };
-        Delivery::of(Running::begin(Arc::clone(self), write, version)).decide().await
+        Delivery(Some(Running::begin(Arc::clone(self), write, version))).decide().await
     }
 
     /// The version of an attempt, before the deadline.
@@ -135,10 +135,6 @@ struct Running {
 struct Delivery(Option<Running>);
 
 impl Delivery {
-    const fn of(running: Running) -> Self {
-        Self(Some(running))
-    }
-
     async fn decide(&mut self) -> Outcome {
         match &mut self.0 {
             Some(running) => running.decide().await,

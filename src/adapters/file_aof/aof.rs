@@ -11,9 +11,11 @@ use async_trait::async_trait;
 use crate::domain::NodeId;
 use crate::ports::{LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed};
 
+use super::disk::FsyncPolicy;
+use super::queue::{Position, QueueLimits};
 use super::reader::{End, read_all};
 use super::segment::{SegmentHeader, create, failed, list, sync_dir};
-use super::writer::{FsyncPolicy, Position, Writer};
+use super::writer::Writer;
 
 /// Bytes of records that may wait for the disk.
 pub const DEFAULT_QUEUE_BYTES: usize = 64 << 20;
@@ -84,12 +86,12 @@ impl FileAof {
     }
 
     fn start_writer(&self, position: Position, file: File) -> Result<(), LogError> {
-        let (queue_bytes, queue_wait) = (self.options.queue_bytes, self.options.queue_wait);
-        let (writer, work) = Writer::new(position, queue_bytes, queue_wait);
-        let policy = self.options.fsync;
+        let AofOptions { fsync, queue_bytes: bytes, queue_wait: wait, .. } = self.options;
+        let limits = QueueLimits { bytes, wait };
+        let (writer, work) = Writer::new(position, Box::new(file), fsync, limits);
         let thread = std::thread::Builder::new()
             .name("lally-log".into())
-            .spawn(move || work(Box::new(file), policy))
+            .spawn(work)
             .map_err(|error| failed(&self.options.dir, &error))?;
         *self.thread.lock().unwrap_or_else(PoisonError::into_inner) = Some(thread);
         self.writer.set(writer).map_err(|_| already_replayed())

@@ -2,7 +2,7 @@
 //!
 //! * `format` is what a record looks like, `segment` what a file looks like.
 //! * `reader` reads a log back and tells a torn tail from a damaged middle.
-//! * `writer` is the thread that owns the file: group commit, sync policies, failing disks.
+//! * `writer` writes (group commit, sync policies, failing disks) what is queued in `queue`.
 //! * `install` copies another log into place.
 //! * `aof` puts them behind the `OpLog` port.
 //!
@@ -12,10 +12,11 @@ mod aof;
 mod disk;
 mod format;
 mod install;
+mod queue;
 mod reader;
 mod segment;
 mod writer;
 
 pub use aof::{AofOptions, DEFAULT_QUEUE_BYTES, DEFAULT_QUEUE_WAIT, FileAof};
+pub use disk::FsyncPolicy;
 pub use install::install_log;
-pub use writer::FsyncPolicy;

@@ -1,9 +1,14 @@
-//! The writer: one thread that owns the file.
+//! The writer: who writes to the file, and when it is forced to the device.
 //!
-//! Appends are encoded by the tasks that ask for them, straight into one pending buffer; the thread
-//! takes the buffer whole, writes it with one call, forces it to disk if the policy says so, and
-//! only then completes everybody in it (group commit). While it is busy the next buffer grows, so
-//! batches follow the load by themselves.
+//! Appends are encoded by those that ask for them, straight into one pending buffer. Whoever finds
+//! nobody writing writes the buffer at once, itself: a write into the page cache takes less time than
+//! waking somebody else for it. What comes meanwhile is written with the next write (group commit),
+//! so batches follow the load by themselves.
+//!
+//! A thread does what may take long: it forces data to the device, writes with the policy `always`
+//! (where each batch is forced before it is acknowledged), and writes large batches. If a write took
+//! long, the disk is behind, and for a while everything is handed over to the thread: no thread that
+//! serves requests waits for a slow disk twice.
 //!
 //! A failed write is undone by cutting the file back to the last good record; if the disk was only
 //! full, the log goes on. Anything else, and any failed sync, ends it: after a failed sync the
@@ -19,89 +24,53 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::ports::{LogError, LogRecord, LogStats};
 
-use super::disk::Disk;
-use super::format::{encode, max_encoded_bytes};
+use super::disk::{Disk, FsyncPolicy};
+use super::format::max_encoded_bytes;
+use super::queue::{Batch, Position, QueueLimits, State};
 
 /// With `everysec`: how old acknowledged data may become before it is forced to disk. One second,
 /// so that data is at most two seconds behind even if the sync takes another.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
-/// Buffers larger than this are not kept for the next batch.
-const KEPT_BUFFER_BYTES: usize = 4 << 20;
+/// Batches up to this size are written by those that append. Copying more takes as long as waking
+/// the thread, many times over.
+const WRITTEN_HERE_BYTES: usize = 128 * 1_024;
 
-/// When acknowledged data is forced to the device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum FsyncPolicy {
-    /// Before it is acknowledged.
-    Always,
-    /// Within about a second.
-    #[default]
-    EverySec,
-    /// When the operating system likes.
-    Never,
-}
+/// Batches that one append writes for others, after its own, before it hands over.
+const WRITTEN_FOR_OTHERS: usize = 16;
+
+/// A write into the page cache that takes this long waits for the device.
+const SLOW_WRITE: Duration = Duration::from_millis(5);
+
+/// How long the thread writes alone then.
+const THREAD_WRITES_FOR: Duration = Duration::from_secs(1);
 
 /// The writer as those who append see it.
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    salt: u64,
-    queue_bytes: usize,
-    queue_wait: Duration,
+    limits: QueueLimits,
 }
 
-struct Shared {
-    state: Mutex<State>,
-    /// Wakes the thread.
-    work: Condvar,
-    /// Wakes those who wait for room in the queue.
-    room: Notify,
-    failed: watch::Sender<Option<LogError>>,
-    bytes: AtomicU64,
-    appended: AtomicU64,
-    syncs: AtomicU64,
-}
-
-struct State {
-    pending: Batch,
-    /// Bytes that the thread has taken and not completed.
-    writing_bytes: usize,
-    next_sequence: u64,
-    thread_waits: bool,
-    /// Why nothing more is taken.
-    ended: Option<LogError>,
-}
-
-#[derive(Default)]
-struct Batch {
-    bytes: Vec<u8>,
-    first_sequence: u64,
-    records: u64,
-    waiting: Vec<oneshot::Sender<Result<(), LogError>>>,
-}
-
-/// What the thread found to do.
-enum Task {
-    Write(Batch),
-    Sync,
-    End,
+/// An append that was taken.
+enum Taken {
+    /// And written.
+    Written(Result<(), LogError>),
+    /// And will be.
+    Queued(oneshot::Receiver<Result<(), LogError>>),
 }
 
 impl Writer {
     /// A writer that goes on after `good_bytes` bytes, and the work for its thread.
     pub(super) fn new(
         position: Position,
-        queue_bytes: usize,
-        queue_wait: Duration,
-    ) -> (Self, impl FnOnce(Box<dyn Disk>, FsyncPolicy) + Send + 'static) {
-        let state = State {
-            pending: Batch::default(),
-            writing_bytes: 0,
-            next_sequence: position.next_sequence,
-            thread_waits: false,
-            ended: None,
-        };
+        disk: Box<dyn Disk>,
+        policy: FsyncPolicy,
+        limits: QueueLimits,
+    ) -> (Self, impl FnOnce() + Send + 'static) {
         let shared = Arc::new(Shared {
-            state: Mutex::new(state),
+            disk,
+            policy,
+            state: Mutex::new(State::new(position)),
             work: Condvar::new(),
             room: Notify::new(),
             failed: watch::Sender::new(None),
@@ -110,43 +79,26 @@ impl Writer {
             syncs: AtomicU64::new(0),
         });
         let for_thread = Arc::clone(&shared);
-        let work = move |disk, policy| {
-            let (shared, good_bytes) = (&*for_thread, position.good_bytes);
-            // Whatever ends the thread, nobody must wait for it for ever.
-            let _ended = FailOnPanic(shared);
-            Thread { shared, disk, policy, good_bytes, unforced_since: None }.run();
-        };
-        (Self { shared, salt: position.salt, queue_bytes, queue_wait }, work)
+        (Self { shared, limits }, move || for_thread.run())
     }
 
     /// Appends records and waits until they are as durable as the policy says.
     pub(super) async fn append(&self, records: &[LogRecord]) -> Result<(), LogError> {
-        let done = match self.try_append(records)? {
-            Some(done) => done,
+        let taken = match self.try_append(records)? {
+            Some(taken) => taken,
             // Boxed: the way of nearly all appends need not have room for a timer.
             None => Box::pin(self.append_when_there_is_room(records)).await?,
         };
-        let ended = || LogError::Failed("its thread ended".into());
-        done.await.unwrap_or_else(|_| Err(ended()))
-    }
-
-    async fn append_when_there_is_room(&self, records: &[LogRecord]) -> Result<Waiting, LogError> {
-        let deadline = tokio::time::Instant::now() + self.queue_wait;
-        loop {
-            let room = self.shared.room.notified();
-            if let Some(done) = self.try_append(records)? {
-                return Ok(done);
-            }
-            if tokio::time::timeout_at(deadline, room).await.is_err() {
-                return Err(LogError::Overloaded);
-            }
+        let ended = || LogError::Failed("whoever wrote it ended".into());
+        match taken {
+            Taken::Written(outcome) => outcome,
+            Taken::Queued(done) => done.await.unwrap_or_else(|_| Err(ended())),
         }
     }
 
     /// Takes no more; the thread writes and forces what there is, and ends.
     pub(super) fn close(&self) {
-        let mut state = self.shared.state();
-        state.ended.get_or_insert(LogError::Closed);
+        self.shared.state().ended.get_or_insert(LogError::Closed);
         self.shared.work.notify_one();
     }
 
@@ -173,56 +125,66 @@ impl Writer {
         }
     }
 
-    /// Queues records; `None` if there is no room. A batch larger than the queue is taken when the
-    /// queue is empty.
-    fn try_append(&self, records: &[LogRecord]) -> Result<Option<Waiting>, LogError> {
+    async fn append_when_there_is_room(&self, records: &[LogRecord]) -> Result<Taken, LogError> {
+        let deadline = tokio::time::Instant::now() + self.limits.wait;
+        loop {
+            let room = self.shared.room.notified();
+            if let Some(taken) = self.try_append(records)? {
+                return Ok(taken);
+            }
+            if tokio::time::timeout_at(deadline, room).await.is_err() {
+                return Err(LogError::Overloaded);
+            }
+        }
+    }
+
+    /// Takes records in, and writes them if nobody else does; `None` if there is no room. A batch
+    /// larger than the queue is taken when the queue is empty.
+    fn try_append(&self, records: &[LogRecord]) -> Result<Option<Taken>, LogError> {
         let needed: usize = records.iter().map(max_encoded_bytes).sum();
         let mut state = self.shared.state();
         if let Some(ended) = &state.ended {
             return Err(ended.clone());
         }
-        let queued = state.pending.bytes.len() + state.writing_bytes;
-        if queued > 0 && queued + needed > self.queue_bytes {
+        if records.is_empty() {
+            return Ok(Some(Taken::Written(Ok(()))));
+        }
+        if state.queued_bytes() > 0 && state.queued_bytes() + needed > self.limits.bytes {
             return Ok(None);
         }
-        let (done, waiting) = oneshot::channel();
-        state.queue(records, self.salt, done);
-        if std::mem::take(&mut state.thread_waits) {
+        if state.is_idle() && needed <= WRITTEN_HERE_BYTES && self.shared.may_write_here(&state) {
+            state.queue(records, None);
+            let batch = state.take();
             drop(state);
-            self.shared.work.notify_one();
+            return Ok(Some(Taken::Written(self.shared.write_here(batch))));
         }
-        Ok(Some(waiting))
+        let (done, waiting) = oneshot::channel();
+        state.queue(records, Some(done));
+        self.shared.wake_thread(state);
+        Ok(Some(Taken::Queued(waiting)))
     }
 }
 
-/// The outcome of an append to come.
-type Waiting = oneshot::Receiver<Result<(), LogError>>;
-
-/// Where a writer goes on.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Position {
-    pub(super) good_bytes: u64,
-    pub(super) next_sequence: u64,
-    pub(super) salt: u64,
+/// What those who append and the thread share.
+struct Shared {
+    disk: Box<dyn Disk>,
+    policy: FsyncPolicy,
+    state: Mutex<State>,
+    /// Wakes the thread.
+    work: Condvar,
+    /// Wakes those who wait for room in the queue.
+    room: Notify,
+    failed: watch::Sender<Option<LogError>>,
+    bytes: AtomicU64,
+    appended: AtomicU64,
+    syncs: AtomicU64,
 }
 
-impl State {
-    fn queue(
-        &mut self,
-        records: &[LogRecord],
-        salt: u64,
-        done: oneshot::Sender<Result<(), LogError>>,
-    ) {
-        if self.pending.records == 0 {
-            self.pending.first_sequence = self.next_sequence;
-        }
-        for record in records {
-            encode(record, self.next_sequence, salt, &mut self.pending.bytes);
-            self.next_sequence += 1;
-        }
-        self.pending.records += records.len() as u64;
-        self.pending.waiting.push(done);
-    }
+/// What the thread found to do.
+enum Task {
+    Write(Batch),
+    Sync,
+    End,
 }
 
 impl Shared {
@@ -230,43 +192,157 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether an append may write, rather than the thread.
+    fn may_write_here(&self, state: &State) -> bool {
+        self.policy != FsyncPolicy::Always
+            && state.slow_until.is_none_or(|until| Instant::now() >= until)
+    }
+
+    /// Writes a batch, and what came meanwhile, as far as it is not much. The outcome is that of the
+    /// first batch.
+    fn write_here(&self, batch: Batch) -> Result<(), LogError> {
+        let outcome = self.write(batch);
+        for _ in 0..WRITTEN_FOR_OTHERS {
+            let mut state = self.state();
+            let is_small = state.pending_bytes() <= WRITTEN_HERE_BYTES;
+            if !state.has_work() || !is_small || !self.may_write_here(&state) {
+                break;
+            }
+            let batch = state.take();
+            drop(state);
+            if self.write(batch).is_err() {
+                // Those who wait for it have been told.
+                break;
+            }
+        }
+        self.wake_thread(self.state());
+        outcome
+    }
+
+    /// Wakes the thread if it waits and there is something to do for it.
+    fn wake_thread(&self, mut state: MutexGuard<'_, State>) {
+        let sync_begins = self.policy == FsyncPolicy::EverySec && state.sync_is_unplanned();
+        if state.thread_waits && (state.has_work() || sync_begins || state.is_over()) {
+            state.thread_waits = false;
+            drop(state);
+            self.work.notify_one();
+        }
+    }
+
+    /// The work of the thread.
+    fn run(&self) {
+        while self.failed.borrow().is_none() {
+            match self.next_task() {
+                // Those who wait have been told how it went.
+                Task::Write(batch) => drop(self.write(batch)),
+                Task::Sync => {
+                    if let Err(error) = self.sync() {
+                        self.fail(&error);
+                    }
+                }
+                Task::End => {
+                    let is_unforced = self.state().unforced_since.take().is_some();
+                    if is_unforced
+                        && self.failed.borrow().is_none()
+                        && let Err(error) = self.sync()
+                    {
+                        self.fail(&error);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
     /// Waits for something to do; for a sync no longer than until it is due.
-    fn next_task(&self, sync_due: Option<Instant>) -> Task {
+    fn next_task(&self) -> Task {
         let mut state = self.state();
         loop {
-            if !state.pending.waiting.is_empty() {
-                let batch = std::mem::take(&mut state.pending);
-                state.writing_bytes = batch.bytes.len();
-                return Task::Write(batch);
+            let since = state.unforced_since.filter(|_| self.policy == FsyncPolicy::EverySec);
+            let left =
+                since.map(|since| (since + SYNC_EVERY).saturating_duration_since(Instant::now()));
+            if left == Some(Duration::ZERO) {
+                state.unforced_since = None;
+                return Task::Sync;
             }
-            if state.ended.is_some() {
+            if state.has_work() {
+                return Task::Write(state.take());
+            }
+            if state.is_over() {
                 return Task::End;
             }
             state.thread_waits = true;
-            state = match sync_due.map(|due| due.saturating_duration_since(Instant::now())) {
-                Some(Duration::ZERO) => {
-                    state.thread_waits = false;
-                    return Task::Sync;
-                }
+            state.sync_is_planned = left.is_some();
+            state = match left {
                 Some(left) => {
                     let waited = self.work.wait_timeout(state, left);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
                 None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
             };
+            state.thread_waits = false;
         }
     }
 
-    /// Tells everybody in the batch how it went.
-    fn complete(&self, batch: Batch, outcome: &Result<(), LogError>) {
-        let Batch { mut bytes, waiting, .. } = batch;
-        bytes.clear();
-        let mut state = self.state();
-        state.writing_bytes = 0;
-        if state.pending.bytes.capacity() == 0 && bytes.capacity() <= KEPT_BUFFER_BYTES {
-            state.pending.bytes = bytes;
+    /// Writes a batch, which was taken, and tells everybody in it how that went.
+    fn write(&self, batch: Batch) -> Result<(), LogError> {
+        // Whatever happens here, nobody must wait for it for ever.
+        let _guard = FailOnPanic(self);
+        let began = Instant::now();
+        if let Err(error) = self.disk.append(&batch.bytes) {
+            return self.undo(batch, &error);
         }
+        if self.policy == FsyncPolicy::Always
+            && let Err(error) = self.sync()
+        {
+            self.complete(batch, &Err(error.clone()));
+            self.fail(&error);
+            return Err(error);
+        }
+        let outcome = self.note_written(&batch, began);
+        self.complete(batch, &outcome);
+        outcome
+    }
+
+    fn note_written(&self, batch: &Batch, began: Instant) -> Result<(), LogError> {
+        let mut state = self.state();
+        if let Some(error @ LogError::Failed(_)) = &state.ended {
+            // A sync failed meanwhile: nothing is acknowledged after that.
+            return Err(error.clone());
+        }
+        state.good_bytes += batch.bytes.len() as u64;
+        if self.policy != FsyncPolicy::Always {
+            state.unforced_since.get_or_insert(began);
+            if began.elapsed() >= SLOW_WRITE {
+                state.slow_until = Some(Instant::now() + THREAD_WRITES_FOR);
+            }
+        }
+        self.bytes.store(state.good_bytes, Ordering::Relaxed);
         drop(state);
+        self.appended.fetch_add(batch.records, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Takes back what a failed write left in the file.
+    fn undo(&self, batch: Batch, error: &io::Error) -> Result<(), LogError> {
+        let full =
+            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
+        let good_bytes = self.state().good_bytes;
+        let undone = self.disk.truncate(good_bytes);
+        if full && undone.is_ok() {
+            self.refuse(batch, &LogError::DiskFull);
+            tracing::warn!(%error, "disk full: writes are refused until there is space");
+            return Err(LogError::DiskFull);
+        }
+        let failed = LogError::Failed(format!("write: {error}"));
+        self.complete(batch, &Err(failed.clone()));
+        self.fail(&failed);
+        Err(failed)
+    }
+
+    /// Tells everybody in a batch how it went, and lets the next one be taken.
+    fn complete(&self, batch: Batch, outcome: &Result<(), LogError>) {
+        let waiting = self.state().put_back(batch);
         for waiting in waiting {
             // Whoever does not wait any more does not need to know.
             waiting.send(outcome.clone()).ok();
@@ -276,129 +352,51 @@ impl Shared {
 
     /// A batch did not get into the file, which is as it was before. Whatever was queued behind it
     /// has later sequences, so it fails with it and the sequences are used again: no gap arises.
-    fn refuse(&self, batch: Batch, error: LogError) {
-        let mut state = self.state();
-        state.next_sequence = batch.first_sequence;
-        let behind = std::mem::take(&mut state.pending);
-        drop(state);
-        let outcome = Err(error);
-        self.complete(behind, &outcome);
-        self.complete(batch, &outcome);
+    fn refuse(&self, batch: Batch, error: &LogError) {
+        let behind = self.state().rewind_to(&batch);
+        for waiting in behind {
+            waiting.send(Err(error.clone())).ok();
+        }
+        self.complete(batch, &Err(error.clone()));
     }
 
     /// The log cannot be trusted any more.
     fn fail(&self, error: &LogError) {
         let mut state = self.state();
         state.ended = Some(error.clone());
-        let pending = std::mem::take(&mut state.pending);
+        let waiting = state.give_up();
         drop(state);
-        self.complete(pending, &Err(error.clone()));
+        for waiting in waiting {
+            waiting.send(Err(error.clone())).ok();
+        }
+        self.room.notify_waiters();
         self.failed.send_replace(Some(error.clone()));
+        self.work.notify_one();
         // Last: a logger may fail, too.
         tracing::error!(%error, "log failed");
     }
+
+    fn sync(&self) -> Result<(), LogError> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        self.disk.sync().map_err(|error| LogError::Failed(format!("fdatasync: {error}")))
+    }
 }
 
-/// Fails the log if its thread panics.
+/// Fails the log if whoever writes panics.
 struct FailOnPanic<'a>(&'a Shared);
 
 impl Drop for FailOnPanic<'_> {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            self.0.fail(&LogError::Failed("the thread of the log panicked".into()));
+            self.0.fail(&LogError::Failed("a write panicked".into()));
         }
-    }
-}
-
-/// The thread that owns the file.
-struct Thread<'a> {
-    shared: &'a Shared,
-    disk: Box<dyn Disk>,
-    policy: FsyncPolicy,
-    /// Length of the file up to the end of the last complete batch.
-    good_bytes: u64,
-    /// When the oldest data that is not forced to the device yet was written.
-    unforced_since: Option<Instant>,
-}
-
-impl Thread<'_> {
-    fn run(mut self) {
-        loop {
-            let outcome = match self.shared.next_task(self.sync_due()) {
-                Task::Write(batch) => self.write(batch).and_then(|()| self.sync_if_due()),
-                Task::Sync => self.sync(),
-                Task::End => {
-                    if self.unforced_since.is_some()
-                        && let Err(error) = self.sync()
-                    {
-                        self.shared.fail(&error);
-                    }
-                    return;
-                }
-            };
-            if let Err(error) = outcome {
-                return self.shared.fail(&error);
-            }
-        }
-    }
-
-    /// Writes a batch and completes it. An error ends the log.
-    fn write(&mut self, batch: Batch) -> Result<(), LogError> {
-        if let Err(error) = self.disk.append(&batch.bytes) {
-            return self.undo(batch, &error);
-        }
-        self.unforced_since.get_or_insert_with(Instant::now);
-        if self.policy == FsyncPolicy::Always
-            && let Err(error) = self.sync()
-        {
-            self.shared.complete(batch, &Err(error.clone()));
-            return Err(error);
-        }
-        self.good_bytes += batch.bytes.len() as u64;
-        self.shared.bytes.store(self.good_bytes, Ordering::Relaxed);
-        self.shared.appended.fetch_add(batch.records, Ordering::Relaxed);
-        self.shared.complete(batch, &Ok(()));
-        Ok(())
-    }
-
-    /// Takes back what a failed write left in the file.
-    fn undo(&mut self, batch: Batch, error: &io::Error) -> Result<(), LogError> {
-        let full =
-            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
-        let undone = self.disk.truncate(self.good_bytes);
-        if full && undone.is_ok() {
-            tracing::warn!(%error, "disk full: writes are refused until there is space");
-            self.shared.refuse(batch, LogError::DiskFull);
-            return Ok(());
-        }
-        let failed = LogError::Failed(format!("write: {error}"));
-        self.shared.complete(batch, &Err(failed.clone()));
-        Err(failed)
-    }
-
-    /// With `everysec`: when acknowledged data must be forced to the device.
-    fn sync_due(&self) -> Option<Instant> {
-        let since = self.unforced_since.filter(|_| self.policy == FsyncPolicy::EverySec);
-        since.map(|since| since + SYNC_EVERY)
-    }
-
-    fn sync_if_due(&mut self) -> Result<(), LogError> {
-        match self.sync_due() {
-            Some(due) if Instant::now() >= due => self.sync(),
-            _ => Ok(()),
-        }
-    }
-
-    fn sync(&mut self) -> Result<(), LogError> {
-        self.shared.syncs.fetch_add(1, Ordering::Relaxed);
-        self.unforced_since = None;
-        self.disk.sync().map_err(|error| LogError::Failed(format!("fdatasync: {error}")))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::file_aof::format::encode;
     use crate::domain::Timestamp;
 
     /// A file in memory that fails when it is told to.
@@ -407,6 +405,7 @@ mod tests {
         bytes: Vec<u8>,
         /// Appends fail like this, after half of the bytes.
         append_error: Option<i32>,
+        append_takes: Duration,
         sync_error: bool,
         /// Syncs wait for a token each.
         sync_gate: Option<std::sync::mpsc::Receiver<()>>,
@@ -416,8 +415,10 @@ mod tests {
     const EIO: i32 = 5;
 
     impl Disk for Arc<Mutex<Faulty>> {
-        fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
+        fn append(&self, bytes: &[u8]) -> io::Result<()> {
             let mut faulty = self.lock().unwrap();
+            // A disk that takes its time, not a test that waits.
+            std::thread::sleep(faulty.append_takes);
             if let Some(code) = faulty.append_error {
                 faulty.bytes.extend_from_slice(&bytes[..bytes.len() / 2]);
                 return Err(io::Error::from_raw_os_error(code));
@@ -426,7 +427,7 @@ mod tests {
             Ok(())
         }
 
-        fn sync(&mut self) -> io::Result<()> {
+        fn sync(&self) -> io::Result<()> {
             let gate = self.lock().unwrap().sync_gate.take();
             if let Some(gate) = gate {
                 gate.recv().unwrap();
@@ -436,7 +437,7 @@ mod tests {
             if failing { Err(io::Error::from_raw_os_error(EIO)) } else { Ok(()) }
         }
 
-        fn truncate(&mut self, length: u64) -> io::Result<()> {
+        fn truncate(&self, length: u64) -> io::Result<()> {
             self.lock().unwrap().bytes.truncate(usize::try_from(length).unwrap());
             Ok(())
         }
@@ -450,10 +451,10 @@ mod tests {
 
     fn start(policy: FsyncPolicy, queue_bytes: usize, faulty: Faulty) -> Log {
         let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
-        let (writer, work) = Writer::new(position, queue_bytes, Duration::from_millis(20));
         let disk = Arc::new(Mutex::new(faulty));
-        let owned = Box::new(Arc::clone(&disk));
-        let thread = std::thread::spawn(move || work(owned, policy));
+        let limits = QueueLimits { bytes: queue_bytes, wait: Duration::from_millis(20) };
+        let (writer, work) = Writer::new(position, Box::new(Arc::clone(&disk)), policy, limits);
+        let thread = std::thread::spawn(work);
         Log { writer: Arc::new(writer), disk, thread }
     }
 
@@ -485,6 +486,42 @@ mod tests {
             assert_eq!(stats.appended, 10);
             assert_eq!(stats.syncs, if policy == FsyncPolicy::Always { 10 } else { 1 });
         }
+    }
+
+    #[tokio::test]
+    async fn an_append_writes_by_itself_but_not_where_it_would_wait_for_the_device() {
+        for policy in [FsyncPolicy::EverySec, FsyncPolicy::Never, FsyncPolicy::Always] {
+            let disk = Arc::new(Mutex::new(Faulty::default()));
+            let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
+            let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
+            // There is no thread.
+            let (writer, _work) =
+                Writer::new(position, Box::new(Arc::clone(&disk)), policy, limits);
+            let taken = writer.try_append(&[record(1)]).unwrap().unwrap();
+            let written = matches!(taken, Taken::Written(Ok(())));
+            assert_eq!(written, policy != FsyncPolicy::Always);
+            let expected = if written { encoded(&[record(1)]) } else { Vec::new() };
+            assert_eq!(disk.lock().unwrap().bytes, expected);
+        }
+    }
+
+    #[tokio::test]
+    async fn after_a_slow_write_the_thread_writes() {
+        let slow = Faulty { append_takes: SLOW_WRITE, ..Faulty::default() };
+        let disk = Arc::new(Mutex::new(slow));
+        let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
+        let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
+        let (writer, work) =
+            Writer::new(position, Box::new(Arc::clone(&disk)), FsyncPolicy::Never, limits);
+        writer.append(&[record(1)]).await.unwrap();
+        let Some(Taken::Queued(second)) = writer.try_append(&[record(2)]).unwrap() else {
+            panic!("written by the one who appends")
+        };
+        let thread = std::thread::spawn(work);
+        second.await.unwrap().unwrap();
+        assert_eq!(disk.lock().unwrap().bytes, encoded(&[record(1), record(2)]));
+        writer.close();
+        thread.join().unwrap();
     }
 
     #[tokio::test]
@@ -543,16 +580,16 @@ mod tests {
     struct Panicking;
 
     impl Disk for Panicking {
-        fn append(&mut self, _: &[u8]) -> io::Result<()> {
+        fn append(&self, _: &[u8]) -> io::Result<()> {
             // Without the panic hook, which would print.
             std::panic::resume_unwind(Box::new("on purpose"))
         }
 
-        fn sync(&mut self) -> io::Result<()> {
+        fn sync(&self) -> io::Result<()> {
             Ok(())
         }
 
-        fn truncate(&mut self, _: u64) -> io::Result<()> {
+        fn truncate(&self, _: u64) -> io::Result<()> {
             Ok(())
         }
     }
@@ -560,8 +597,10 @@ mod tests {
     #[tokio::test]
     async fn a_thread_that_panics_fails_the_log_and_leaves_nobody_waiting() {
         let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
-        let (writer, work) = Writer::new(position, 1 << 20, Duration::from_millis(20));
-        let thread = std::thread::spawn(move || work(Box::new(Panicking), FsyncPolicy::Never));
+        let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
+        let (writer, work) =
+            Writer::new(position, Box::new(Panicking), FsyncPolicy::Always, limits);
+        let thread = std::thread::spawn(work);
         assert!(writer.append(&[record(1)]).await.is_err());
         assert!(matches!(writer.failed().await, LogError::Failed(_)));
         assert!(matches!(writer.append(&[record(2)]).await, Err(LogError::Failed(_))));
