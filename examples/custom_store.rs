@@ -80,8 +80,7 @@ impl Store for CountingStore {
     fn stats(&self) -> StoreStats {
         let mut stats = StoreStats::default();
         for (key, entry) in self.entries().iter() {
-            let value = entry.value().map_or(0, |value| value.as_str().len());
-            stats.payload_bytes += (key.as_str().len() + value) as u64;
+            stats.payload_bytes += entry.payload_bytes(key) as u64;
             if entry.is_tombstone() { stats.tombstones += 1 } else { stats.keys += 1 }
         }
         stats

@@ -54,13 +54,13 @@ impl DashStore {
 
     fn count_in(&self, key: &Key, entry: &Entry) {
         self.flip(key, entry);
-        self.payload_bytes.fetch_add(payload_bytes(key, entry), Ordering::Relaxed);
+        self.payload_bytes.fetch_add(entry.payload_bytes(key) as u64, Ordering::Relaxed);
         self.counter(entry).fetch_add(1, Ordering::Relaxed);
     }
 
     fn count_out(&self, key: &Key, entry: &Entry) {
         self.flip(key, entry);
-        self.payload_bytes.fetch_sub(payload_bytes(key, entry), Ordering::Relaxed);
+        self.payload_bytes.fetch_sub(entry.payload_bytes(key) as u64, Ordering::Relaxed);
         self.counter(entry).fetch_sub(1, Ordering::Relaxed);
     }
 
@@ -135,8 +135,4 @@ impl Store for DashStore {
             payload_bytes: self.payload_bytes.load(Ordering::Relaxed),
         }
     }
-}
-
-fn payload_bytes(key: &Key, entry: &Entry) -> u64 {
-    (key.as_str().len() + entry.value().map_or(0, |value| value.as_str().len())) as u64
 }

@@ -200,7 +200,8 @@ mod tests {
             chain.after_write(&write("k"), Origin::Client);
         }
         let (drops, _) = chain.counts();
-        assert!((9..=10).contains(&drops), "{drops}");
+        // One more if the hook had not taken the first one out of its queue before.
+        assert!((10..=11).contains(&drops), "{drops}");
         open.send(()).unwrap();
         drop(chain);
         assert_eq!(reports.iter().count() as u64, QUEUE_LENGTH as u64 + 11 - drops);

@@ -8,7 +8,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::domain::{Member, Start};
+use crate::domain::{MAX_VALUE_BYTES, Member, Start};
 use crate::ports::{
     Book, ClientApi, Clock, FailureDetector, Hook, LogError, MemberBook, OpLog, PeerTransport,
     Replayed, ReplicaApi, Store,
@@ -171,7 +171,7 @@ impl Node {
                 read_quorum: settings.read_quorum,
                 write_quorum: settings.write_quorum,
                 timeout: settings.request_timeout,
-                max_value_bytes: settings.max_value_bytes,
+                max_value_bytes: settings.max_value_bytes.min(MAX_VALUE_BYTES),
             },
             stage: Arc::clone(&stage),
             members: Arc::clone(&members),

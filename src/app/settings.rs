@@ -24,7 +24,7 @@ pub struct NodeSettings {
     /// Bound of one call to a peer. Deliveries go on for this long after the client was answered;
     /// what takes longer becomes a hint.
     pub peer_timeout: Duration,
-    /// Longest value, in bytes.
+    /// Longest value, in bytes; at most [`MAX_VALUE_BYTES`](crate::domain::MAX_VALUE_BYTES).
     pub max_value_bytes: usize,
     /// How far ahead of this node's clock a version may be.
     pub max_clock_drift: Duration,

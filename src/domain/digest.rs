@@ -138,17 +138,6 @@ impl BucketSet {
         }
     }
 
-    /// Removes every bucket up to and including this one.
-    pub fn remove_through(&mut self, bucket: Bucket) {
-        let full_words = bucket.index() / 64;
-        for word in self.0.iter_mut().take(full_words) {
-            *word = 0;
-        }
-        if let Some(word) = self.0.get_mut(full_words) {
-            *word &= u64::MAX.checked_shl(u32::from(bucket.0) % 64 + 1).unwrap_or(0);
-        }
-    }
-
     /// The buckets that are in both sets.
     #[must_use]
     pub fn intersection(&self, other: &Self) -> Self {
@@ -267,20 +256,6 @@ mod tests {
             }
             prop_assert_eq!(BucketSet::from_bytes(&set.to_bytes()), Some(set.clone()));
             prop_assert!(buckets.iter().all(|b| set.contains(Bucket::new(*b))));
-        }
-
-        #[test]
-        fn removing_through_a_bucket_keeps_exactly_the_later_ones(
-            buckets in proptest::collection::vec(any::<u16>(), 0..50), last in any::<u16>()
-        ) {
-            let mut set = BucketSet::none();
-            for b in &buckets {
-                set.insert(Bucket::new(*b));
-            }
-            set.remove_through(Bucket::new(last));
-            for b in buckets {
-                prop_assert_eq!(set.contains(Bucket::new(b)), b > last);
-            }
         }
     }
 }

@@ -53,6 +53,11 @@ impl Entry {
         matches!(self.content, Content::Tombstone)
     }
 
+    /// Bytes of its key and its value.
+    pub fn payload_bytes(&self, key: &Key) -> usize {
+        key.as_str().len() + self.value().map_or(0, |value| value.as_str().len())
+    }
+
     /// Whether a merge with `other` keeps this entry and drops `other`.
     pub fn supersedes(&self, other: &Self) -> bool {
         self > other
@@ -82,7 +87,7 @@ impl KeyedEntry {
 
     /// Bytes of the key and the value: what limits and batches count.
     pub fn payload_bytes(&self) -> usize {
-        self.key.as_str().len() + self.entry.value().map_or(0, |v| v.as_str().len())
+        self.entry.payload_bytes(&self.key)
     }
 }
 

@@ -27,6 +27,6 @@ pub use members::{Liveness, Meeting, Member, MemberState, MemberView, Phase, Rec
 pub use quorum::{InvalidQuorum, Progress, QuorumSpec, Required};
 pub use read_quorum::ReadQuorum;
 pub use start::{Contact, KeptData, Roundup, Start};
-pub use value::Value;
+pub use value::{MAX_VALUE_BYTES, Value};
 pub use version::{InvalidNodeId, NodeId, Timestamp, Version};
 pub use write_quorum::WriteQuorum;

@@ -97,11 +97,6 @@ impl ReadQuorum {
         self.asked.len()
     }
 
-    /// The number needed.
-    pub const fn required(&self) -> Required {
-        self.required
-    }
-
     /// The newest entry among the answers: a value, a tombstone, or nothing at all.
     pub const fn newest(&self) -> Option<&Entry> {
         self.newest.as_ref()

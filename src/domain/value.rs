@@ -1,10 +1,14 @@
 //! Values: UTF-8 text of any content, shared between the store, the log and the network.
 //!
 //! The text is owned exactly: a value never keeps the network frame alive from which it was cut.
-//! How long a value may be is a limit of the edges, not of the type.
+//! How long a value may be is a limit of the edges, not of the type; none may allow more than
+//! [`MAX_VALUE_BYTES`], for which logs, messages and buffers have room.
 
 use std::fmt;
 use std::sync::Arc;
+
+/// The longest value that any node may be configured to take, in bytes of UTF-8.
+pub const MAX_VALUE_BYTES: usize = 16 << 20;
 
 /// What a register holds. A clone shares the text. Equality and order are by bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -98,7 +98,7 @@ pub(super) const KEYS: [KeySpec; 22] = [
         "Where peers reach this node's gRPC server, when that is not the bind address and port",
         "HOST or HOST:PORT; HOST is an IPv4 address, an IPv6 address in brackets ([::1]) or a DNS name that peers can reach, PORT is 1 to 65535"),
     key!("data_dir", "data-dir", Text, "PATH", Some("./lally-data"),
-        "Directory of the log, the snapshots and the node's identity; created if it is missing",
+        "Directory of the log and the node's identity; created if it is missing",
         "the path of a directory"),
     key!("fsync", "fsync", Text, "POLICY", Some("everysec"),
         "When the log is forced to disk: 'always' (before each acknowledgement), 'everysec' or 'never'",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use figment::value::Value;
 use figment::{Figment, Profile};
 
-use crate::domain::QuorumSpec;
+use crate::domain::{MAX_VALUE_BYTES, QuorumSpec};
 
 use super::errors::Refused;
 use super::forms::{self, AdvertiseAddr, SeedAddr, Wrong};
@@ -16,9 +16,6 @@ use super::keys::{KNOWN_HOOKS, KeySpec};
 
 const KIB: u64 = 1_024;
 const MIB: u64 = 1_024 * KIB;
-
-/// Longest value that any configuration allows: it has to fit messages, frames and buffers.
-const MAX_VALUE_BYTES: u64 = 16 * MIB;
 
 /// JSON may need six bytes for one of a value.
 const MAX_BODY_BYTES: u64 = 128 * MIB;
@@ -51,7 +48,7 @@ pub struct Config {
     pub bind: IpAddr,
     /// Where peers reach this node, if that is not where it listens.
     pub advertise_addr: Option<AdvertiseAddr>,
-    /// Log, snapshots and identity.
+    /// Log and identity.
     pub data_dir: PathBuf,
     /// When the log is forced to disk.
     pub fsync: Fsync,
@@ -101,7 +98,8 @@ impl Config {
     /// Reads every setting. The rules between settings are not checked yet.
     pub(super) fn read(figment: &Figment, config_file: Option<PathBuf>) -> Result<Self, Refused> {
         let from = Reader(figment);
-        let max_value_bytes = from.required("max_value_bytes", |v| size(v, 1, MAX_VALUE_BYTES))?;
+        let max_value_bytes =
+            from.required("max_value_bytes", |v| size(v, 1, MAX_VALUE_BYTES as u64))?;
         let max_body_bytes = from.optional("max_body_bytes", |v| size(v, KIB, MAX_BODY_BYTES))?;
         let default_body_bytes = DEFAULT_BODY_BYTES.max(2 * max_value_bytes);
         Ok(Self {

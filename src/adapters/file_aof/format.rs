@@ -18,7 +18,7 @@
 use prost::Message;
 use prost::encoding::{WireType, encode_key, encode_varint, key_len};
 
-use crate::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Value, Version};
+use crate::domain::{Entry, Key, KeyedEntry, MAX_VALUE_BYTES, NodeId, Timestamp, Value, Version};
 use crate::ports::LogRecord;
 
 /// Bytes before the payload.
@@ -28,7 +28,7 @@ pub(super) const HEADER_BYTES: usize = 20;
 pub(super) const TRAILER_BYTES: usize = 4;
 
 /// Longest payload: the largest value that can be configured, a key, and what frames them.
-pub(super) const MAX_PAYLOAD_BYTES: usize = (16 << 20) + 4_096;
+pub(super) const MAX_PAYLOAD_BYTES: usize = MAX_VALUE_BYTES + 4_096;
 
 const KIND_WRITE: u8 = 1;
 const KIND_CLOCK_BOUND: u8 = 2;

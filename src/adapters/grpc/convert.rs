@@ -7,15 +7,12 @@ use bytes::Bytes;
 use tonic::Status;
 
 use crate::domain::{
-    BUCKETS, Bucket, BucketSet, Entry, Key, KeyedEntry, Member, NodeId, Phase, Timestamp, Value,
-    Version,
+    BUCKETS, Bucket, BucketSet, Entry, Key, KeyedEntry, MAX_VALUE_BYTES, Member, NodeId, Phase,
+    Timestamp, Value, Version,
 };
 use crate::ports::{Announcement, EntryChunk, PeerError, ProtocolRange, WriteReply};
 
 use super::wire;
-
-/// Longest value that any node may be configured to take.
-const MAX_VALUE_BYTES: usize = 16 << 20;
 
 /// Longest address in a member's record.
 const MAX_ADDR_BYTES: usize = 512;

@@ -80,13 +80,13 @@ impl Store for MemoryStore {
 impl Contents {
     fn count_in(&mut self, key: &Key, entry: &Entry) {
         self.flip(key, entry);
-        self.stats.payload_bytes += payload_bytes(key, entry);
+        self.stats.payload_bytes += entry.payload_bytes(key) as u64;
         *self.counter(entry) += 1;
     }
 
     fn count_out(&mut self, key: &Key, entry: &Entry) {
         self.flip(key, entry);
-        self.stats.payload_bytes -= payload_bytes(key, entry);
+        self.stats.payload_bytes -= entry.payload_bytes(key) as u64;
         *self.counter(entry) -= 1;
     }
 
@@ -101,8 +101,4 @@ impl Contents {
     const fn counter(&mut self, entry: &Entry) -> &mut u64 {
         if entry.is_tombstone() { &mut self.stats.tombstones } else { &mut self.stats.keys }
     }
-}
-
-fn payload_bytes(key: &Key, entry: &Entry) -> u64 {
-    (key.as_str().len() + entry.value().map_or(0, |value| value.as_str().len())) as u64
 }

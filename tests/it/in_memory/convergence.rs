@@ -1,10 +1,12 @@
 //! How replicas become equal after faults.
 
-use lally::adapters::memory::MemoryNetwork;
-use lally::domain::Liveness;
-use lally::ports::Verdict;
+use std::time::Duration;
 
-use super::nodes::{equal, eventually, three};
+use lally::adapters::memory::MemoryNetwork;
+use lally::domain::{Entry, KeyedEntry, Liveness, NodeId, Timestamp, Value, Version};
+use lally::ports::{Origin, Verdict};
+
+use super::nodes::{EPOCH, equal, eventually, named, three};
 
 #[tokio::test(start_paused = true)]
 async fn a_write_through_any_node_reaches_every_node() {
@@ -129,5 +131,25 @@ async fn idle_equal_members_say_that_they_are_in_sync() {
     for node in &nodes {
         let in_sync = || node.client().cluster().members.iter().all(|member| member.in_sync);
         eventually("all in sync", in_sync).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_values_of_one_version_settle_on_the_same_everywhere() {
+    let network = MemoryNetwork::new();
+    let (_disks, [one, two, three]) = three(&network).await;
+    // As two processes on copies of one data directory would stamp them.
+    let version = Version::new(Timestamp::from_nanos(EPOCH), NodeId::new(7));
+    for (node, text) in [(&one, "larger"), (&two, "by bytes"), (&three, "by bytes")] {
+        let write = KeyedEntry::new(named("k"), Entry::live(version, Value::new(text)));
+        let replies = node.node.replica_api().apply(vec![write], Origin::Replica).await;
+        assert!(replies.iter().all(Result::is_ok));
+    }
+    assert_ne!(one.digest(), two.digest());
+    // No write told anybody: the regular comparisons have to meet.
+    tokio::time::sleep(Duration::from_secs(180)).await;
+    equal(&[&one, &two, &three]).await;
+    for node in [&one, &two, &three] {
+        assert_eq!(node.own("k").as_deref(), Some("larger"));
     }
 }
