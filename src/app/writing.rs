@@ -424,6 +424,17 @@ mod tests {
         sent
     }
 
+    /// The peers hold a version of this time.
+    fn hold_newer(fixture: &mut Fixture, newer: u64) {
+        fixture.transport.expect_write().returning(move |_, write, _| {
+            Ok(if write.entry.version > version(newer) {
+                WriteReply::Applied { previous: None }
+            } else {
+                WriteReply::Superseded { by: version(newer) }
+            })
+        });
+    }
+
     #[tokio::test(start_paused = true)]
     async fn a_write_goes_to_this_node_and_to_every_peer_as_the_same_entry() {
         let mut fixture = Fixture::with_peers([2, 3]);
@@ -557,13 +568,7 @@ mod tests {
     async fn a_superseded_write_is_stamped_past_the_newer_version_and_written_again() {
         let newer = NOW + 1_000_000;
         let mut fixture = Fixture::with_peers([2]);
-        fixture.transport.expect_write().returning(move |_, write, _| {
-            Ok(if write.entry.version > version(newer) {
-                WriteReply::Applied { previous: None }
-            } else {
-                WriteReply::Superseded { by: version(newer) }
-            })
-        });
+        hold_newer(&mut fixture, newer);
         let node = fixture.build();
         let answer = add(&node, "2").await.unwrap();
         assert_eq!((answer.verdict, answer.achieved), (Verdict::Success, 2));
@@ -575,13 +580,7 @@ mod tests {
     async fn a_write_is_repeated_also_when_the_newer_version_is_reported_last() {
         let newer = NOW + 1_000_000;
         let mut fixture = Fixture::with_peers([2]);
-        fixture.transport.expect_write().returning(move |_, write, _| {
-            Ok(if write.entry.version > version(newer) {
-                WriteReply::Applied { previous: None }
-            } else {
-                WriteReply::Superseded { by: version(newer) }
-            })
-        });
+        hold_newer(&mut fixture, newer);
         // This node has acknowledged long before.
         fixture.delays = [(2, SECOND / 10)].into();
         let answer = add(&fixture.build(), "2").await.unwrap();

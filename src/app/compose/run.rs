@@ -63,7 +63,11 @@ pub async fn run(config: Config, signals: &mut impl Signals) -> Result<(), RunEr
 }
 
 async fn start(config: Config) -> Result<Running, RunError> {
-    let addresses = Addresses::open(&config)?;
+    // Names are resolved: away from the thread that waits for signals.
+    let for_addresses = config.clone();
+    let opening = tokio::task::spawn_blocking(move || Addresses::open(&for_addresses)).await;
+    let addresses =
+        opening.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     tracing::info!(version = %env!("CARGO_PKG_VERSION"), "starting");
     let storage = Storage::open(&config).await?;
     tracing::info!(path = %config.data_dir.display(), "data directory");

@@ -10,7 +10,7 @@ use crate::adapters::file_aof::{AofOptions, FileAof, FsyncPolicy, install_log};
 use crate::adapters::json_book::JsonBook;
 use crate::app::Identity;
 use crate::domain::{KeptData, NodeId, Start};
-use crate::ports::{Book, Clock};
+use crate::ports::{Book, Clock, LogError};
 
 use super::errors::RunError;
 
@@ -38,7 +38,7 @@ impl Storage {
         let new_id = NodeId::new(rand::random());
         let identity = Identity::load(book_file.as_ref(), &config.cluster_name, new_id).await?;
         let options = aof_options(config, &dir, identity.id());
-        let change = LogChange::prepare(config, &dir, &options)?;
+        let change = LogChange::prepare(config, &dir, &options).await?;
         let data = change.kept_data();
         let (book, last_phase) = identity.claim(book_file.as_ref(), data).await?;
         change.carry_out(&dir)?;
@@ -73,7 +73,11 @@ enum LogChange {
 impl LogChange {
     /// Decides, and reads the log to replay completely into the staging directory; it may even be
     /// the present one.
-    fn prepare(config: &Config, dir: &DataDir, options: &AofOptions) -> Result<Self, RunError> {
+    async fn prepare(
+        config: &Config,
+        dir: &DataDir,
+        options: &AofOptions,
+    ) -> Result<Self, RunError> {
         let Some(source) = &config.replay_log else {
             return Ok(match (config.fresh, dir.has_log()) {
                 (true, _) => Self::SetAside,
@@ -88,7 +92,10 @@ impl LogChange {
             )));
         }
         let staged = AofOptions { dir: dir.stage_log().map_err(unusable)?, ..options.clone() };
-        match install_log(source, &staged) {
+        // Away from the thread that waits for signals.
+        let from = source.clone();
+        let reading = tokio::task::spawn_blocking(move || install_log(&from, &staged)).await;
+        match reading.unwrap_or_else(|error| Err(LogError::Failed(error.to_string()))) {
             Ok(read) => {
                 let source = source.display();
                 tracing::info!(%source, records = read.records, "log to replay read");

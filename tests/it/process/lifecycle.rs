@@ -133,6 +133,19 @@ fn a_node_that_still_looks_for_its_seed_stops_with_0() {
 }
 
 #[test]
+fn a_node_that_still_reads_a_log_stops_with_0() {
+    let setup = Setup::new().args(["--replay-log", "endless"]);
+    // A pipe that nobody writes to: reading it does not end.
+    let pipe = setup.dir().join("endless");
+    assert!(std::process::Command::new("mkfifo").arg(&pipe).status().unwrap().success());
+    let mut node = setup.start_halfway();
+    node.wait_for_log(&["starting"]);
+    let asked = Instant::now();
+    assert_eq!(node.terminate(), Some(0));
+    assert!(asked.elapsed() < GRACE, "{:?}", asked.elapsed());
+}
+
+#[test]
 fn open_idle_connections_do_not_keep_a_node_from_stopping() {
     let mut node = Setup::new().start_ready();
     let mut kept_alive: Vec<_> = (0..5).map(|_| node.client()).collect();

@@ -114,6 +114,13 @@ impl Setup {
         node
     }
 
+    /// Starts a node that does not come as far as listening.
+    pub fn start_halfway(self) -> Node {
+        let nowhere = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
+        let process = Process::spawn(&self);
+        Node { setup: self, process, http: nowhere, grpc: nowhere }
+    }
+
     /// Starts the node and waits until it is ready.
     pub fn start_ready(self) -> Node {
         let node = self.start();
