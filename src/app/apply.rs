@@ -120,9 +120,11 @@ impl Replica {
     /// logged again, so repeated deliveries cost nothing. (What the store holds, the log holds.)
     fn admit(&self, write: &KeyedEntry, origin: Origin) -> Result<Option<WriteReply>, ApplyError> {
         self.stage.admit_peer().map_err(ApplyError::NotReady)?;
-        if origin != Origin::Client {
-            self.check_clock(write)?;
+        if origin == Origin::Client {
+            // Stamped a moment ago, by this node: nobody has it already.
+            return Ok(None);
         }
+        self.check_clock(write)?;
         Ok(match self.store.get(&write.key) {
             Some(held) if held == write.entry => Some(WriteReply::Applied { previous: None }),
             Some(held) if held.supersedes(&write.entry) => {

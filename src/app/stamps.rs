@@ -3,6 +3,8 @@
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::domain::{ClockDrift, HybridClock, NodeId, Timestamp, Version};
 use crate::ports::{Clock, LogError, LogRecord, OpLog};
 
@@ -28,11 +30,20 @@ impl Stamps {
         Self { me, clock, wall, log, reserving: tokio::sync::Mutex::new(()) }
     }
 
-    /// The version of the next write of this node. Waits for the log about four times a second.
-    pub(crate) async fn stamp(&self) -> Result<Version, LogError> {
-        if let Ok(stamp) = self.try_stamp() {
-            return Ok(stamp);
+    /// The version of the next write of this node, before the deadline. Waits for the log about four
+    /// times a second.
+    pub(crate) async fn stamp_before(&self, deadline: Instant) -> Result<Version, LogError> {
+        match self.try_stamp() {
+            Ok(stamp) => Ok(stamp),
+            // Rare, and boxed: a timer is large, and of an alignment that makes every future that
+            // holds one dear to allocate.
+            Err(_) => Box::pin(tokio::time::timeout_at(deadline, self.reserve_and_stamp()))
+                .await
+                .unwrap_or(Err(LogError::Overloaded)),
         }
+    }
+
+    async fn reserve_and_stamp(&self) -> Result<Version, LogError> {
         let _one_at_a_time = self.reserving.lock().await;
         loop {
             match self.try_stamp() {
@@ -62,11 +73,8 @@ impl Stamps {
         self.clock().restore(seen);
     }
 
-    /// The version of the next write of this node, unless the log is needed for it.
-    ///
-    /// # Errors
-    /// The bound that has to be made durable first.
-    pub(crate) fn try_stamp(&self) -> Result<Version, Timestamp> {
+    /// The version of the next write, or the bound that has to be made durable first.
+    fn try_stamp(&self) -> Result<Version, Timestamp> {
         let now = self.wall.now();
         let stamped = self.clock().stamp(now);
         stamped.map(|at| Version::new(at, self.me)).map_err(|needed| needed.up_to)
@@ -81,6 +89,10 @@ impl Stamps {
 mod tests {
     use super::*;
     use crate::ports::{MockClock, MockOpLog};
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(1)
+    }
 
     fn wall(nanos: u64) -> Arc<MockClock> {
         let mut clock = MockClock::new();
@@ -103,7 +115,7 @@ mod tests {
         let stamps = stamps(log);
         let mut last = None;
         for _ in 0..1_000 {
-            let next = stamps.stamp().await.ok();
+            let next = stamps.stamp_before(soon()).await.ok();
             assert!(next > last);
             last = next;
         }
@@ -113,6 +125,6 @@ mod tests {
     async fn without_the_log_there_is_no_stamp() {
         let mut log = MockOpLog::new();
         log.expect_append().returning(|_| Err(LogError::Closed));
-        assert_eq!(stamps(log).stamp().await, Err(LogError::Closed));
+        assert_eq!(stamps(log).stamp_before(soon()).await, Err(LogError::Closed));
     }
 }
