@@ -38,20 +38,21 @@ pub(super) async fn serve_data(
             }
         };
         let (reads, writes) = sort(batch);
-        if !writes.ids.is_empty() {
-            let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
-            let (replica, replies) = (Arc::clone(&replica), Arc::clone(&replies));
-            // In a task of its own: the stream may break halfway, an apply must not.
-            tasks.spawn(async move {
-                let applied = apply(replica.as_ref(), writes).await;
-                drop(turn);
-                send_replies(&replies, applied.into_iter()).await;
-            });
-        }
-        // One by one as they are sent: many large values at once would be many times the limit of a
-        // message, in memory.
+        // First: what is answered from memory does not wait for a log that is behind. One by one as
+        // they are sent: many large values at once would be many times the limit of a message.
         let answers = reads.into_iter().map(|(id, kind)| answer(replica.as_ref(), id, kind));
         send_replies(&replies, answers).await;
+        if writes.ids.is_empty() {
+            continue;
+        }
+        let Ok(turn) = Arc::clone(&turns).acquire_owned().await else { return };
+        let (replica, replies) = (Arc::clone(&replica), Arc::clone(&replies));
+        // In a task of its own: the stream may break halfway, an apply must not.
+        tasks.spawn(async move {
+            let applied = apply(replica.as_ref(), writes).await;
+            drop(turn);
+            send_replies(&replies, applied.into_iter()).await;
+        });
     }
 }
 
