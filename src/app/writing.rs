@@ -10,9 +10,8 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use futures_util::stream::FuturesUnordered;
-use futures_util::{FutureExt, StreamExt};
 use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
@@ -97,8 +96,9 @@ struct Running {
     write: Write,
     /// This node's own reply, of the current attempt.
     here: Option<BoxFuture<'static, Reply>>,
-    /// The other replies, and this node's of attempts before.
-    there: FuturesUnordered<BoxFuture<'static, Reply>>,
+    /// The other replies, and this node's of attempts before. So few that asking each is cheaper
+    /// than keeping account of who woke.
+    there: Vec<BoxFuture<'static, Reply>>,
     /// Has a stop of the node wait for this write.
     _token: TaskTrackerToken,
     attempt: u8,
@@ -157,7 +157,7 @@ impl Running {
             writer,
             write,
             here: None,
-            there: FuturesUnordered::new(),
+            there: Vec::new(),
             attempt: 1,
             first_version: version,
             version,
@@ -218,10 +218,17 @@ impl Running {
                 self.here = None;
                 return Poll::Ready(Some(reply));
             }
-            match self.there.poll_next_unpin(context) {
-                Poll::Ready(None) if self.here.is_some() => Poll::Pending,
-                polled => polled,
+            for place in 0..self.there.len() {
+                let Some(reply) = self.there.get_mut(place) else { break };
+                if let Poll::Ready(reply) = reply.as_mut().poll(context) {
+                    drop(self.there.swap_remove(place));
+                    return Poll::Ready(Some(reply));
+                }
             }
+            if self.here.is_none() && self.there.is_empty() {
+                return Poll::Ready(None);
+            }
+            Poll::Pending
         })
         .await
     }

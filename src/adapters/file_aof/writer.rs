@@ -42,8 +42,11 @@ const WRITTEN_FOR_OTHERS: usize = 16;
 /// A write into the page cache that takes this long waits for the device.
 const SLOW_WRITE: Duration = Duration::from_millis(5);
 
-/// How long the thread writes alone then.
-const THREAD_WRITES_FOR: Duration = Duration::from_secs(1);
+/// How long the thread writes alone then: so many times as long as the write took, and at most this
+/// long. So those that append lose a tenth of their time to a slow disk, and a single slow write, as
+/// every sync may cause one, does not turn all appends of a second into switches of threads.
+const THREAD_WRITES_TIMES: u32 = 10;
+const THREAD_WRITES_FOR_MAX: Duration = Duration::from_secs(1);
 
 /// The writer as those who append see it.
 pub(super) struct Writer {
@@ -313,8 +316,10 @@ impl Shared {
         state.good_bytes += batch.bytes.len() as u64;
         if self.policy != FsyncPolicy::Always {
             state.unforced_since.get_or_insert(began);
-            if began.elapsed() >= SLOW_WRITE {
-                state.slow_until = Some(Instant::now() + THREAD_WRITES_FOR);
+            let took = began.elapsed();
+            if took >= SLOW_WRITE {
+                let alone_for = (took * THREAD_WRITES_TIMES).min(THREAD_WRITES_FOR_MAX);
+                state.slow_until = Some(Instant::now() + alone_for);
             }
         }
         self.bytes.store(state.good_bytes, Ordering::Relaxed);
@@ -507,7 +512,8 @@ mod tests {
 
     #[tokio::test]
     async fn after_a_slow_write_the_thread_writes() {
-        let slow = Faulty { append_takes: SLOW_WRITE, ..Faulty::default() };
+        // The longer, the more time this test has until appends write again themselves.
+        let slow = Faulty { append_takes: 40 * SLOW_WRITE, ..Faulty::default() };
         let disk = Arc::new(Mutex::new(slow));
         let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
         let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };

@@ -18,6 +18,7 @@ mod options;
 mod render;
 mod routes;
 mod server;
+mod timer;
 
 pub use options::HttpOptions;
 pub use server::serve;

@@ -13,6 +13,7 @@ use crate::ports::ClientApi;
 
 use super::connections::Limit;
 use super::metrics::Metrics;
+use super::timer::ReusedTimers;
 use super::{HttpOptions, routes};
 
 /// Header lines per request.
@@ -52,6 +53,7 @@ pub async fn serve(
     server
         .http_builder()
         .http1()
+        .timer(ReusedTimers::default())
         .max_headers(MAX_HEADERS)
         .max_buf_size(MAX_HEAD_BYTES)
         .header_read_timeout(options.keep_alive_timeout);
