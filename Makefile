@@ -36,6 +36,10 @@ test: ## All tests
 kills: ## kill -9 under load, more often (KILLS per fsync policy)
 	LALLY_TEST_KILLS=$${KILLS:-100} $(CARGO) test --test it -- --nocapture twenty_kills
 
+.PHONY: traffic
+traffic: ## What two nodes with KEYS keys (1,000,000), 100 of them differing, exchange to be equal
+	LALLY_TEST_KEYS=$${KEYS:-1000000} $(CARGO) test --test it -- --nocapture what_two_nodes_exchange
+
 # Quorums of two, a node killed in the middle, then every key compared on every node.
 .PHONY: dataset
 dataset: dataset-files ## A real data set through three nodes, with progress (LALLY_DATASET=all: all of it)

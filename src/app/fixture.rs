@@ -10,8 +10,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::domain::{
-    BucketSet, Digest, Entry, Key, KeyedEntry, Liveness, Member, NodeId, Phase, Start, Timestamp,
-    Value, Version,
+    BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Liveness, Member, NodeId, Phase, Start,
+    Timestamp, Value, Version,
 };
 use crate::ports::{
     Announcement, Answer, Book, ClientApi, EntryStream, Hook, LogError, LogRecord, LogStats,
@@ -248,8 +248,13 @@ impl PeerTransport for Delayed {
         self.inner.digest(peer, timeout).await
     }
 
-    async fn bucket_digests(&self, peer: &Peer, timeout: Duration) -> Result<Vec<u64>, PeerError> {
-        self.inner.bucket_digests(peer, timeout).await
+    async fn level_digests(
+        &self,
+        peer: &Peer,
+        level: DigestLevel,
+        timeout: Duration,
+    ) -> Result<Vec<u64>, PeerError> {
+        self.inner.level_digests(peer, level, timeout).await
     }
 
     async fn pull(

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::domain::{Bucket, BucketSet, Digest, Entry, Key, KeyedEntry, Phase};
+use crate::domain::{Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Phase};
 use crate::ports::{
     Announcement, ApplyError, EntryChunk, EntryStream, FailureDetector, NotWhole, Origin,
     PeerError, Refusal, ReplicaApi, Store, WriteReply,
@@ -47,8 +47,8 @@ impl ReplicaApi for PeerService {
         self.replica.store().digest()
     }
 
-    fn bucket_digests(&self) -> Vec<u64> {
-        self.replica.store().bucket_digests()
+    fn level_digests(&self, level: &DigestLevel) -> Vec<u64> {
+        level.of(&self.replica.store().bucket_digests())
     }
 
     async fn pull(&self, buckets: BucketSet) -> Box<dyn EntryStream> {

@@ -1,7 +1,7 @@
 //! `Reconciler`: the comparison of two nodes, the one mechanism that alone makes replicas equal.
 //!
-//! Two nodes compare digests; if they differ, the digests of all buckets; then they exchange the
-//! entries of the buckets that differ, both ways, through the ordinary merge. A second look, a
+//! Two nodes compare digests; if they differ, those of groups of buckets, then those of the buckets
+//! in groups that differ; then they exchange the entries of the buckets that differ, both ways, through the ordinary merge. A second look, a
 //! moment later, filters differences that are only writes under way. A comparison that breaks off
 //! has lost nothing: what was exchanged is merged, and the next one finds the rest.
 
@@ -14,7 +14,9 @@ use rand::{RngExt, SeedableRng};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::domain::{Bucket, BucketSet, Key, KeyedEntry, Liveness, NodeId, Phase, Timestamp};
+use crate::domain::{
+    Bucket, BucketSet, DigestLevel, Key, KeyedEntry, Liveness, NodeId, Phase, Timestamp,
+};
 use crate::ports::{ApplyError, Clock, Origin, Peer, PeerError, PeerTransport};
 
 use super::apply::Replica;
@@ -161,8 +163,15 @@ impl Reconciler {
         if theirs == self.replica.store().digest() {
             return Ok(BucketSet::none());
         }
-        let theirs = self.transport.bucket_digests(peer, self.peer_timeout).await?;
-        Ok(BucketSet::differing(&self.replica.store().bucket_digests(), &theirs))
+        let theirs = self.level_digests(peer, DigestLevel::Groups).await?;
+        let ours = DigestLevel::Groups.of(&self.replica.store().bucket_digests());
+        let groups = DigestLevel::differing_groups(&ours, &theirs);
+        let theirs = self.level_digests(peer, DigestLevel::BucketsOf(groups.clone())).await?;
+        Ok(BucketSet::differing(&groups, &self.replica.store().bucket_digests(), &theirs))
+    }
+
+    async fn level_digests(&self, peer: &Peer, level: DigestLevel) -> Result<Vec<u64>, PeerError> {
+        self.transport.level_digests(peer, level, self.peer_timeout).await
     }
 
     /// Takes over what the peer holds newer in these buckets, and gives it what it lacks.

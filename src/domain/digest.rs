@@ -2,10 +2,11 @@
 //!
 //! Every entry has a [`Fingerprint`], a hash of its key, version and value, and falls into one of
 //! [`BUCKETS`] buckets by the hash of its key. A bucket's digest is the XOR of the fingerprints in
-//! it, so a write changes it in O(1), in any order; the XOR of all buckets is the node's
-//! [`Digest`]. Two nodes compare digests, then buckets, and exchange only what lies in buckets
-//! that differ (the idea of Merkle trees in Dynamo, 2007, with the tree folded
-//! flat: 65,536 buckets of 8 bytes fit one message).
+//! it, so a write changes it in O(1), in any order; the XOR of 256 buckets in a row is the digest of
+//! their [`Group`], that of all buckets the node's [`Digest`]. Two nodes compare digests, then those
+//! of the groups, then those of the buckets in groups that differ, and exchange only what lies in
+//! buckets that differ: what they tell each other follows the difference, not the data (the Merkle
+//! trees of Dynamo, 2007; the inner levels are folded from the buckets when they are asked for).
 //!
 //! The hash is XXH3, stable across nodes and versions of Lally. It guards against accidents, not
 //! against somebody who picks keys to collide.
@@ -18,6 +19,12 @@ use super::{Entry, Key};
 
 /// The number of buckets: 2^16, by the top bits of the key's hash.
 pub const BUCKETS: usize = 1 << 16;
+
+/// The number of groups of buckets.
+pub const GROUPS: usize = 256;
+
+/// The number of buckets in a group.
+pub const GROUP_BUCKETS: usize = BUCKETS / GROUPS;
 
 const WORDS: usize = BUCKETS / 64;
 
@@ -46,6 +53,69 @@ impl Bucket {
 
     const fn from_key_hash(hash: u64) -> Self {
         Self((hash >> 48) as u16)
+    }
+}
+
+/// Buckets in a row, [`GROUP_BUCKETS`] of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Group(u8);
+
+impl Group {
+    /// The group of this number.
+    pub const fn new(number: u8) -> Self {
+        Self(number)
+    }
+
+    /// The number.
+    pub const fn number(self) -> u8 {
+        self.0
+    }
+
+    fn buckets(self) -> std::ops::Range<usize> {
+        let first = usize::from(self.0) * GROUP_BUCKETS;
+        first..first + GROUP_BUCKETS
+    }
+}
+
+/// A level of the digests below the root, or the part of it that matters.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DigestLevel {
+    /// The digests of all groups.
+    Groups,
+    /// The digests of the buckets of these groups, one group after the other.
+    BucketsOf(Vec<Group>),
+}
+
+impl DigestLevel {
+    /// How many digests it has.
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Groups => GROUPS,
+            Self::BucketsOf(groups) => groups.len() * GROUP_BUCKETS,
+        }
+    }
+
+    /// Whether it has none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The digests of this level, of a node whose buckets have these.
+    pub fn of(&self, buckets: &[u64]) -> Vec<u64> {
+        let below = |group: Group| buckets.get(group.buckets()).unwrap_or_default();
+        match self {
+            Self::Groups => (0..=u8::MAX)
+                .map(|number| below(Group(number)).iter().fold(0, |all, bucket| all ^ bucket))
+                .collect(),
+            Self::BucketsOf(groups) => groups.iter().flat_map(|g| below(*g)).copied().collect(),
+        }
+    }
+
+    /// The groups whose digests differ between two nodes.
+    pub fn differing_groups(ours: &[u64], theirs: &[u64]) -> Vec<Group> {
+        let differs =
+            |number: &u8| ours.get(usize::from(*number)) != theirs.get(usize::from(*number));
+        (0..=u8::MAX).filter(differs).map(Group).collect()
     }
 }
 
@@ -118,14 +188,18 @@ impl BucketSet {
         Self(vec![u64::MAX; WORDS].into())
     }
 
-    /// The buckets whose digests differ between two tables; one that is missing counts as 0.
-    pub fn differing(ours: &[u64], theirs: &[u64]) -> Self {
+    /// The buckets of these groups whose digests differ: ours of all buckets, theirs of those of the
+    /// groups, one group after the other. One that is missing counts as 0.
+    pub fn differing(groups: &[Group], ours: &[u64], theirs: &[u64]) -> Self {
         let mut set = Self::none();
-        for number in 0..=u16::MAX {
-            let bucket = Bucket(number);
-            let at = |table: &[u64]| table.get(bucket.index()).copied().unwrap_or(0);
-            if at(ours) != at(theirs) {
-                set.insert(bucket);
+        for (group, theirs) in groups.iter().zip(theirs.chunks(GROUP_BUCKETS)) {
+            for (place, bucket) in group.buckets().enumerate() {
+                let at = |table: &[u64], place| table.get(place).copied().unwrap_or(0);
+                if at(ours, bucket) != at(theirs, place)
+                    && let Ok(number) = u16::try_from(bucket)
+                {
+                    set.insert(Bucket(number));
+                }
             }
         }
         set
@@ -228,15 +302,35 @@ mod tests {
     }
 
     #[test]
-    fn only_buckets_that_differ_are_found() {
+    fn from_the_groups_down_exactly_the_buckets_that_differ_are_found() {
         let mut ours = vec![0; BUCKETS];
-        let theirs = ours.clone();
+        let mut theirs = ours.clone();
         ours[7] = 1;
         ours[65_535] = 2;
-        let set = BucketSet::differing(&ours, &theirs);
-        assert_eq!(set.len(), 2);
-        assert!(set.contains(Bucket::new(7)) && set.contains(Bucket::new(65_535)));
-        assert_eq!(BucketSet::differing(&ours, &[]).len(), 2);
+        theirs[40_000] = 3;
+        let level = DigestLevel::Groups;
+        let groups = DigestLevel::differing_groups(&level.of(&ours), &level.of(&theirs));
+        assert_eq!(groups, [Group::new(0), Group::new(156), Group::new(255)]);
+        let level = DigestLevel::BucketsOf(groups.clone());
+        assert_eq!(level.of(&theirs).len(), level.len());
+        let set = BucketSet::differing(&groups, &ours, &level.of(&theirs));
+        assert_eq!(set.len(), 3);
+        assert!([7, 40_000, 65_535].iter().all(|number| set.contains(Bucket::new(*number))));
+    }
+
+    #[test]
+    fn equal_digests_have_no_group_that_differs_and_missing_ones_all() {
+        let level = DigestLevel::Groups.of(&vec![9; BUCKETS]);
+        assert!(DigestLevel::differing_groups(&level, &level).is_empty());
+        assert_eq!(DigestLevel::differing_groups(&level, &[]).len(), GROUPS);
+        assert!(DigestLevel::BucketsOf(Vec::new()).is_empty());
+    }
+
+    #[test]
+    fn the_digests_of_the_groups_fold_up_to_that_of_the_node() {
+        let buckets: Vec<u64> = (0..BUCKETS as u64).map(|n| n * n + 1).collect();
+        let fold = |level: &[u64]| level.iter().fold(0, |all, digest| all ^ digest);
+        assert_eq!(fold(&DigestLevel::Groups.of(&buckets)), fold(&buckets));
     }
 
     #[test]

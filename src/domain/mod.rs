@@ -19,7 +19,9 @@ mod version;
 mod write_quorum;
 
 pub use clock::{ClockDrift, HybridClock, RESERVATION_NS, ReservationNeeded};
-pub use digest::{BUCKETS, Bucket, BucketSet, Digest, Fingerprint};
+pub use digest::{
+    BUCKETS, Bucket, BucketSet, Digest, DigestLevel, Fingerprint, GROUP_BUCKETS, GROUPS, Group,
+};
 pub use entry::{Content, Entry, KeyedEntry};
 pub use hints::HintQueue;
 pub use key::{InvalidKey, Key, MAX_KEY_BYTES};

@@ -2,7 +2,9 @@
 
 use async_trait::async_trait;
 
-use crate::domain::{Bucket, BucketSet, ClockDrift, Digest, Entry, Key, KeyedEntry, Version};
+use crate::domain::{
+    Bucket, BucketSet, ClockDrift, Digest, DigestLevel, Entry, Key, KeyedEntry, Version,
+};
 
 use super::{Announcement, LogError, Origin, PeerError, Refusal};
 
@@ -32,8 +34,8 @@ pub trait ReplicaApi: Send + Sync + 'static {
     /// The digest of all entries.
     fn digest(&self) -> Digest;
 
-    /// The digests of all buckets.
-    fn bucket_digests(&self) -> Vec<u64>;
+    /// The digests of a level, as many as it [has](DigestLevel::len).
+    fn level_digests(&self, level: &DigestLevel) -> Vec<u64>;
 
     /// Streams every entry of these buckets, in the order of the buckets. The last chunk is complete
     /// through [`Bucket::LAST`]; a stream that ends without it was broken off.

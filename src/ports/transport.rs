@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::domain::{BucketSet, Digest, Entry, Key, KeyedEntry, Member, NodeId};
+use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Member, NodeId};
 
 use super::{EntryStream, WriteReply};
 
@@ -59,8 +59,13 @@ pub trait PeerTransport: Send + Sync + 'static {
     /// The peer's digest of all entries.
     async fn digest(&self, peer: &Peer, timeout: Duration) -> Result<Digest, PeerError>;
 
-    /// The peer's digests of all buckets.
-    async fn bucket_digests(&self, peer: &Peer, timeout: Duration) -> Result<Vec<u64>, PeerError>;
+    /// The peer's digests of a level, exactly as many as it [has](DigestLevel::len).
+    async fn level_digests(
+        &self,
+        peer: &Peer,
+        level: DigestLevel,
+        timeout: Duration,
+    ) -> Result<Vec<u64>, PeerError>;
 
     /// Streams the peer's entries in these buckets, in the order of the buckets, up to a chunk that is
     /// complete through [`Bucket::LAST`](crate::domain::Bucket::LAST).

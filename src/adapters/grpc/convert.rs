@@ -7,8 +7,8 @@ use bytes::Bytes;
 use tonic::Status;
 
 use crate::domain::{
-    BUCKETS, Bucket, BucketSet, Entry, Key, KeyedEntry, MAX_VALUE_BYTES, Member, NodeId, Phase,
-    Timestamp, Value, Version,
+    Bucket, BucketSet, DigestLevel, Entry, Group, Key, KeyedEntry, MAX_VALUE_BYTES, Member, NodeId,
+    Phase, Timestamp, Value, Version,
 };
 use crate::ports::{Announcement, EntryChunk, PeerError, ProtocolRange, WriteReply};
 
@@ -141,11 +141,32 @@ pub(super) fn buckets_from_wire(bitmap: &[u8]) -> Result<BucketSet, Malformed> {
         .ok_or_else(|| Malformed(format!("a bitmap of {} bytes for buckets", bitmap.len())))
 }
 
-pub(super) fn digests_from_wire(digests: Vec<u64>) -> Result<Vec<u64>, Malformed> {
-    if digests.len() == BUCKETS {
+pub(super) fn level_to_wire(level: &DigestLevel) -> Bytes {
+    match level {
+        DigestLevel::Groups => Bytes::new(),
+        DigestLevel::BucketsOf(groups) => groups.iter().map(|group| group.number()).collect(),
+    }
+}
+
+/// Every group at most once, in their order: so an answer has a bound.
+pub(super) fn level_from_wire(groups: &[u8]) -> Result<DigestLevel, Malformed> {
+    if groups.is_empty() {
+        return Ok(DigestLevel::Groups);
+    }
+    if !groups.is_sorted_by(|a, b| a < b) {
+        return Err(Malformed("groups of buckets that do not ascend".into()));
+    }
+    Ok(DigestLevel::BucketsOf(groups.iter().copied().map(Group::new).collect()))
+}
+
+pub(super) fn digests_from_wire(
+    digests: Vec<u64>,
+    level: &DigestLevel,
+) -> Result<Vec<u64>, Malformed> {
+    if digests.len() == level.len() {
         return Ok(digests);
     }
-    Err(Malformed(format!("digests of {} buckets; expected {BUCKETS}", digests.len())))
+    Err(Malformed(format!("{} digests; expected {}", digests.len(), level.len())))
 }
 
 pub(super) fn announcement_to_wire(announcement: &Announcement) -> wire::Announcement {
@@ -276,7 +297,12 @@ mod tests {
         }
         assert!(announcement_from_wire(wire::Announcement::default()).is_err());
         assert!(buckets_from_wire(&[0; 8_191]).is_err());
-        assert!(digests_from_wire(vec![0; 65_535]).is_err());
+        let level = DigestLevel::BucketsOf(vec![Group::new(0), Group::new(255)]);
+        assert!(digests_from_wire(vec![0; 511], &level).is_err());
+        assert!(digests_from_wire(vec![0; 512], &level).is_ok());
+        assert_eq!(level_from_wire(&level_to_wire(&level)).ok(), Some(level));
+        assert_eq!(level_from_wire(&[]).ok(), Some(DigestLevel::Groups));
+        assert!(level_from_wire(&[3, 3]).is_err() && level_from_wire(&[4, 3]).is_err());
         let chunk = wire::Chunk { complete_through: Some(65_536), ..wire::Chunk::default() };
         assert!(chunk_from_wire(&chunk).is_err());
     }

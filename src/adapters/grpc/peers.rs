@@ -19,21 +19,21 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Status, Streaming};
 
-use crate::domain::{BucketSet, Digest, Entry, Key, KeyedEntry, NodeId};
+use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId};
 use crate::ports::{
     Announcement, EntryChunk, EntryStream, Peer, PeerError, PeerTransport, WriteReply,
 };
 
 use super::convert::{
     announcement_from_wire, announcement_to_wire, chunk_from_wire, copy_from_wire,
-    digests_from_wire, keyed_to_wire, reply_from_wire,
+    digests_from_wire, keyed_to_wire, level_to_wire, reply_from_wire,
 };
 use super::fragments::{BATCH_BYTES, MAX_MESSAGE_BYTES, Reassembly, split};
 use super::handshake::{Handshake, error};
 use super::link::Link;
 use super::wire::peer_client::PeerClient;
 use super::wire::{
-    self, BucketDigestsRequest, Chunk, DigestRequest, GossipPacket, PullRequest, request,
+    self, Chunk, DigestRequest, GossipPacket, LevelDigestsRequest, PullRequest, request,
 };
 
 /// How long a connection may take to come about.
@@ -234,11 +234,21 @@ impl PeerTransport for GrpcPeers {
         Ok(Digest::from_u64(within(timeout, client.digest(request)).await?.digest))
     }
 
-    async fn bucket_digests(&self, peer: &Peer, timeout: Duration) -> Result<Vec<u64>, PeerError> {
+    async fn level_digests(
+        &self,
+        peer: &Peer,
+        level: DigestLevel,
+        timeout: Duration,
+    ) -> Result<Vec<u64>, PeerError> {
+        if level.is_empty() {
+            return Ok(Vec::new());
+        }
         let _call = self.begin()?;
         let mut client = client(self.place(&peer.addr)?.bulk);
-        let request = self.handshake.request(BucketDigestsRequest {}, Some(peer.id));
-        Ok(digests_from_wire(within(timeout, client.bucket_digests(request)).await?.digests)?)
+        let request = LevelDigestsRequest { buckets_of: level_to_wire(&level) };
+        let request = self.handshake.request(request, Some(peer.id));
+        let reply = within(timeout, client.level_digests(request)).await?;
+        Ok(digests_from_wire(reply.digests, &level)?)
     }
 
     async fn pull(

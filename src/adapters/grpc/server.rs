@@ -19,14 +19,15 @@ use crate::ports::{ApplyError, Origin, ReplicaApi};
 
 use super::convert::{
     announcement_from_wire, announcement_to_wire, buckets_from_wire, chunk_from_wire,
+    level_from_wire,
 };
 use super::fragments::{MAX_MESSAGE_BYTES, Reassembly};
 use super::handshake::{Handshake, refused};
 use super::streams::{Outbox, send_entries, serve_data};
 use super::wire::peer_server::{Peer, PeerServer};
 use super::wire::{
-    Announcement, BucketDigestsReply, BucketDigestsRequest, Chunk, DigestReply, DigestRequest,
-    GossipEnd, GossipPacket, PullRequest, PushReply, ReplyBatch, RequestBatch,
+    Announcement, Chunk, DigestReply, DigestRequest, GossipEnd, GossipPacket, LevelDigestsReply,
+    LevelDigestsRequest, PullRequest, PushReply, ReplyBatch, RequestBatch,
 };
 
 /// Calls at a time on one connection. (Tonic sets none by itself.)
@@ -170,12 +171,13 @@ impl Peer for Service {
         Ok(Response::new(DigestReply { digest: self.replica.digest().as_u64() }))
     }
 
-    async fn bucket_digests(
+    async fn level_digests(
         &self,
-        request: Request<BucketDigestsRequest>,
-    ) -> Result<Response<BucketDigestsReply>, Status> {
+        request: Request<LevelDigestsRequest>,
+    ) -> Result<Response<LevelDigestsReply>, Status> {
         self.handshake.check(request.metadata())?;
-        Ok(Response::new(BucketDigestsReply { digests: self.replica.bucket_digests() }))
+        let level = level_from_wire(&request.into_inner().buckets_of)?;
+        Ok(Response::new(LevelDigestsReply { digests: self.replica.level_digests(&level) }))
     }
 
     type PullStream = ReceiverStream<Result<Chunk, Status>>;

@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
-use crate::domain::{BucketSet, Digest, Entry, Key, KeyedEntry, NodeId};
+use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId};
 use crate::ports::{
     Announcement, ApplyError, EntryChunk, EntryStream, Origin, Peer, PeerError, PeerTransport,
     Refusal, ReplicaApi, WriteReply,
@@ -165,8 +165,13 @@ impl PeerTransport for MemoryTransport {
         Ok(self.reach_peer(peer, timeout).await?.digest())
     }
 
-    async fn bucket_digests(&self, peer: &Peer, timeout: Duration) -> Result<Vec<u64>, PeerError> {
-        Ok(self.reach_peer(peer, timeout).await?.bucket_digests())
+    async fn level_digests(
+        &self,
+        peer: &Peer,
+        level: DigestLevel,
+        timeout: Duration,
+    ) -> Result<Vec<u64>, PeerError> {
+        Ok(self.reach_peer(peer, timeout).await?.level_digests(&level))
     }
 
     async fn pull(

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lally::adapters::memory::MemoryStore;
-use lally::domain::{Bucket, BucketSet, Digest, Entry, Key, KeyedEntry, Member, NodeId, Phase};
+use lally::domain::{
+    Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Member, NodeId, Phase,
+};
 use lally::ports::{
     Announcement, ApplyError, EntryChunk, EntryStream, Merged, NotWhole, Origin, PeerError,
     ProtocolRange, Refusal, ReplicaApi, Store, WriteReply,
@@ -145,9 +147,9 @@ impl ReplicaApi for FakeReplica {
         self.store.digest()
     }
 
-    fn bucket_digests(&self) -> Vec<u64> {
+    fn level_digests(&self, level: &DigestLevel) -> Vec<u64> {
         self.seen.lock().unwrap().digests += 1;
-        self.store.bucket_digests()
+        level.of(&self.store.bucket_digests())
     }
 
     async fn pull(&self, buckets: BucketSet) -> Box<dyn EntryStream> {

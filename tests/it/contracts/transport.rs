@@ -10,7 +10,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join, join_all};
-use lally::domain::{Bucket, BucketSet, ClockDrift, KeyedEntry, NodeId, Phase, Value};
+use lally::domain::{
+    Bucket, BucketSet, ClockDrift, DigestLevel, Group, KeyedEntry, NodeId, Phase, Value,
+};
 use lally::ports::{
     ApplyError, EntryChunk, LogError, NotWhole, Origin, Peer, PeerError, PeerTransport,
     ProtocolRange, Refusal, Store, WriteReply,
@@ -103,8 +105,11 @@ async fn digests_arrive_as_they_are(network: &dyn Network) {
         replica.store.merge(write);
     }
     assert_eq!(transport.digest(&peer, LONG).await, Ok(replica.store.digest()));
-    let digests = transport.bucket_digests(&peer, LONG).await;
-    assert!(digests == Ok(replica.store.bucket_digests()));
+    let some = DigestLevel::BucketsOf(vec![Group::new(0), Group::new(7), Group::new(255)]);
+    for level in [DigestLevel::Groups, some, DigestLevel::BucketsOf(Vec::new())] {
+        let digests = transport.level_digests(&peer, level.clone(), LONG).await;
+        assert!(digests == Ok(level.of(&replica.store.bucket_digests())), "{level:?}");
+    }
 }
 
 async fn a_pull_brings_exactly_the_entries_of_its_buckets_by_bucket(network: &dyn Network) {
@@ -604,8 +609,10 @@ async fn every_call(
         ),
         ("digest", Box::pin(async { transport.digest(peer, timeout).await.map(drop) })),
         (
-            "bucket_digests",
-            Box::pin(async { transport.bucket_digests(peer, timeout).await.map(drop) }),
+            "level_digests",
+            Box::pin(async {
+                transport.level_digests(peer, DigestLevel::Groups, timeout).await.map(drop)
+            }),
         ),
         ("pull", Box::pin(async { transport.pull(peer, BucketSet::all()).await.map(drop) })),
         ("push", Box::pin(transport.push(peer, pushed, timeout))),

@@ -14,7 +14,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::{self, BoxStream};
 use lally::adapters::grpc::{GrpcOptions, GrpcPeers};
-use lally::domain::{BUCKETS, BucketSet, NodeId, Phase};
+use lally::domain::{BUCKETS, BucketSet, DigestLevel, GROUPS, Group, NodeId, Phase};
 use lally::ports::{Origin, Peer, PeerError, PeerTransport, Store, WriteReply};
 use tokio::net::{TcpListener as AsyncListener, TcpStream as AsyncStream};
 use tokio::sync::watch;
@@ -178,13 +178,16 @@ async fn an_answer_out_of_bounds_is_a_breach_of_the_protocol() {
         assert!(matches!(outcome, Err(PeerError::Protocol(_))), "{answer:?}: {outcome:?}");
     }
     // Of the last of them the message itself is too large.
-    for count in [0, 1, BUCKETS - 1, BUCKETS + 1, 4 * BUCKETS] {
-        liar.says.lock().unwrap().digests = vec![u64::MAX; count];
-        let outcome = transport.bucket_digests(&peer, LONG).await;
-        assert!(matches!(outcome, Err(PeerError::Protocol(_))), "{count}: {:?}", outcome.err());
+    let all = DigestLevel::BucketsOf((0..=u8::MAX).map(Group::new).collect());
+    for (level, right) in [(DigestLevel::Groups, GROUPS), (all, BUCKETS)] {
+        for count in [0, 1, right - 1, right + 1, 4 * BUCKETS] {
+            liar.says.lock().unwrap().digests = vec![u64::MAX; count];
+            let outcome = transport.level_digests(&peer, level.clone(), LONG).await;
+            assert!(matches!(outcome, Err(PeerError::Protocol(_))), "{count}: {:?}", outcome.err());
+        }
+        liar.says.lock().unwrap().digests = vec![7; right];
+        assert_eq!(transport.level_digests(&peer, level, LONG).await, Ok(vec![7; right]));
     }
-    liar.says.lock().unwrap().digests = vec![7; BUCKETS];
-    assert_eq!(transport.bucket_digests(&peer, LONG).await, Ok(vec![7; BUCKETS]));
 }
 
 #[tokio::test]
@@ -346,7 +349,10 @@ async fn a_call_without_a_handshake_or_with_a_foreign_one_is_refused_and_not_ser
         let outcomes = [
             client.data(with(shake(), batch())).await.map(drop),
             client.digest(with(shake(), wire::DigestRequest {})).await.map(drop),
-            client.bucket_digests(with(shake(), wire::BucketDigestsRequest {})).await.map(drop),
+            client
+                .level_digests(with(shake(), wire::LevelDigestsRequest::default()))
+                .await
+                .map(drop),
             client.pull(with(shake(), pull)).await.map(drop),
             client.push(with(shake(), stream::iter([chunk]))).await.map(drop),
             client.gossip(with(shake(), packets)).await.map(drop),
@@ -607,12 +613,12 @@ impl wire::peer_server::Peer for Liar {
         Ok(Response::new(wire::DigestReply { digest: 0 }))
     }
 
-    async fn bucket_digests(
+    async fn level_digests(
         &self,
-        _request: Request<wire::BucketDigestsRequest>,
-    ) -> Result<Response<wire::BucketDigestsReply>, Status> {
+        _request: Request<wire::LevelDigestsRequest>,
+    ) -> Result<Response<wire::LevelDigestsReply>, Status> {
         let digests = self.says.lock().unwrap().digests.clone();
-        Ok(Response::new(wire::BucketDigestsReply { digests }))
+        Ok(Response::new(wire::LevelDigestsReply { digests }))
     }
 
     type PullStream = BoxStream<'static, Result<wire::Chunk, Status>>;

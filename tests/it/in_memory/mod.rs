@@ -5,3 +5,4 @@ mod convergence;
 mod joining;
 mod losses;
 mod nodes;
+mod traffic;

@@ -1,0 +1,253 @@
+//! What nodes tell each other in order to stay equal: little when they are, and as much as differs
+//! when they are not.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use lally::adapters::memory::{
+    ManualClock, MemoryBook, MemoryLog, MemoryNetwork, MemoryStore, TrustingDetector,
+};
+use lally::app::{Identity, Node, NodeParts, NodeSettings};
+use lally::domain::{
+    BucketSet, Digest, DigestLevel, Entry, KeptData, Key, KeyedEntry, NodeId, Start, Timestamp,
+    Value, Version,
+};
+use lally::ports::{
+    Announcement, EntryChunk, EntryStream, LogRecord, OpLog, Peer, PeerError, PeerTransport, Store,
+    WriteReply,
+};
+
+use super::nodes::{EPOCH, eventually};
+
+/// Calls and bytes by kind of call. Bytes are those of keys, values, versions, digests and bitmaps,
+/// without what frames them on a wire.
+type Counts = BTreeMap<&'static str, (u64, u64)>;
+
+#[derive(Default)]
+struct Traffic(Mutex<Counts>);
+
+impl Traffic {
+    fn count(&self, call: &'static str, bytes: usize) {
+        let mut counts = self.0.lock().unwrap();
+        let count = counts.entry(call).or_default();
+        *count = (count.0 + 1, count.1 + bytes as u64);
+    }
+
+    fn take(&self) -> Counts {
+        std::mem::take(&mut self.0.lock().unwrap())
+    }
+}
+
+/// Bytes of an entry on a wire, about.
+fn bytes(write: &KeyedEntry) -> usize {
+    write.payload_bytes() + 16
+}
+
+/// A transport that counts.
+struct Counted {
+    inner: Arc<dyn PeerTransport>,
+    traffic: Arc<Traffic>,
+}
+
+#[async_trait]
+impl PeerTransport for Counted {
+    async fn write(
+        &self,
+        peer: &Peer,
+        write: KeyedEntry,
+        timeout: Duration,
+    ) -> Result<WriteReply, PeerError> {
+        self.traffic.count("write", bytes(&write));
+        self.inner.write(peer, write, timeout).await
+    }
+
+    async fn read(
+        &self,
+        peer: &Peer,
+        key: Key,
+        timeout: Duration,
+    ) -> Result<Option<Entry>, PeerError> {
+        self.traffic.count("read", key.as_str().len());
+        self.inner.read(peer, key, timeout).await
+    }
+
+    async fn announce(
+        &self,
+        addr: &str,
+        announcement: Announcement,
+        timeout: Duration,
+    ) -> Result<Announcement, PeerError> {
+        self.traffic.count("announce", 0);
+        self.inner.announce(addr, announcement, timeout).await
+    }
+
+    fn gossip(&self, addr: &str, packet: Vec<u8>) {
+        self.inner.gossip(addr, packet);
+    }
+
+    async fn digest(&self, peer: &Peer, timeout: Duration) -> Result<Digest, PeerError> {
+        self.traffic.count("digest", 8);
+        self.inner.digest(peer, timeout).await
+    }
+
+    async fn level_digests(
+        &self,
+        peer: &Peer,
+        level: DigestLevel,
+        timeout: Duration,
+    ) -> Result<Vec<u64>, PeerError> {
+        self.traffic.count("level_digests", 8 * level.len());
+        self.inner.level_digests(peer, level, timeout).await
+    }
+
+    async fn pull(
+        &self,
+        peer: &Peer,
+        buckets: BucketSet,
+    ) -> Result<Box<dyn EntryStream>, PeerError> {
+        self.traffic.count("pull", BucketSet::BYTES);
+        let (inner, traffic) = (self.inner.pull(peer, buckets).await?, Arc::clone(&self.traffic));
+        Ok(Box::new(CountedStream { inner, traffic }))
+    }
+
+    async fn push(
+        &self,
+        peer: &Peer,
+        writes: Vec<KeyedEntry>,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        self.traffic.count("push", writes.iter().map(bytes).sum());
+        self.inner.push(peer, writes, timeout).await
+    }
+
+    fn round_trip(&self, peer: NodeId) -> Option<Duration> {
+        self.inner.round_trip(peer)
+    }
+
+    async fn close(&self) {
+        self.inner.close().await;
+    }
+}
+
+struct CountedStream {
+    inner: Box<dyn EntryStream>,
+    traffic: Arc<Traffic>,
+}
+
+#[async_trait]
+impl EntryStream for CountedStream {
+    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+        let chunk = self.inner.next().await;
+        if let Some(Ok(chunk)) = &chunk {
+            self.traffic.count("pulled", chunk.entries.iter().map(bytes).sum());
+        }
+        chunk
+    }
+}
+
+/// Starts a node whose log holds these entries.
+async fn start(
+    network: &MemoryNetwork,
+    traffic: &Arc<Traffic>,
+    id: u64,
+    entries: impl Iterator<Item = KeyedEntry>,
+) -> (Node, Arc<MemoryStore>) {
+    let addr = format!("node-{id}:1");
+    let log = MemoryLog::default();
+    log.replay(Box::new(drop)).await.unwrap();
+    log.append(&entries.map(LogRecord::Write).collect::<Vec<_>>()).await.unwrap();
+    let book = Arc::new(MemoryBook::default());
+    let identity = Identity::load(book.as_ref(), "lally", NodeId::new(id)).await.unwrap();
+    let (kept, last_phase) = identity.claim(book.as_ref(), KeptData::All).await.unwrap();
+    let mut settings = NodeSettings::new("lally", &addr, "none:1");
+    if id > 1 {
+        settings.seeds = vec!["node-1:1".into()];
+    }
+    let start = Start::decide(last_phase, KeptData::All, id > 1);
+    let store = Arc::new(MemoryStore::new());
+    let inner = network.transport(&addr, "lally");
+    let parts = NodeParts {
+        store: Arc::clone(&store) as _,
+        log: Arc::new(log.reopen()),
+        transport: Arc::new(Counted { inner, traffic: Arc::clone(traffic) }),
+        detector: Arc::new(TrustingDetector::new()),
+        book,
+        clock: Arc::new(ManualClock::new(Timestamp::from_nanos(EPOCH))),
+        hooks: Vec::new(),
+    };
+    let node = Node::new(parts, settings, &kept, start);
+    node.replay().await.unwrap();
+    network.attach(&addr, kept.id, "lally", node.replica_api());
+    node.start();
+    (node, store)
+}
+
+fn entry(number: u64, age: u64) -> KeyedEntry {
+    let version = Version::new(Timestamp::from_nanos(EPOCH - age), NodeId::new(9));
+    let value = Value::new(&format!("{number:0100}"));
+    KeyedEntry::new(Key::new(&format!("key-{number:012}")).unwrap(), Entry::live(version, value))
+}
+
+const HOUR: u64 = 3_600_000_000_000;
+
+#[tokio::test(start_paused = true)]
+async fn two_nodes_that_hold_the_same_exchange_one_digest_per_round_and_nothing_else() {
+    let (network, traffic) = (MemoryNetwork::new(), Arc::new(Traffic::default()));
+    let (one, first) = start(&network, &traffic, 1, (0..1_000).map(|i| entry(i, HOUR))).await;
+    let (two, second) = start(&network, &traffic, 2, std::iter::empty()).await;
+    eventually("both hold the same", || first.digest() == second.digest()).await;
+    for node in [&one, &two] {
+        let in_sync = || node.client_api().cluster().members.iter().all(|member| member.in_sync);
+        eventually("both know it", || node.client_api().readiness().is_ok() && in_sync()).await;
+    }
+    tokio::time::sleep(Duration::from_mins(5)).await;
+    traffic.take();
+    let hour = Duration::from_hours(1);
+    tokio::time::sleep(hour).await;
+    let counts = traffic.take();
+    let (rounds, _) = counts["digest"];
+    // Each node begins one every 30 s on average.
+    assert!((200..280).contains(&rounds), "{counts:?}");
+    assert!(counts.keys().all(|call| ["digest", "announce"].contains(call)), "{counts:?}");
+}
+
+/// With `LALLY_TEST_KEYS=1000000` (`make traffic`) the figures of `docs/protocol.md`.
+#[tokio::test(start_paused = true)]
+async fn what_two_nodes_exchange_follows_what_differs_and_not_what_they_hold() {
+    const DIFFERING: u64 = 100;
+    let keys = std::env::var("LALLY_TEST_KEYS").map_or(20_000, |keys| keys.parse().unwrap());
+    let (network, traffic) = (MemoryNetwork::new(), Arc::new(Traffic::default()));
+    let began = std::time::Instant::now();
+    let (_one, first) = start(&network, &traffic, 1, (0..keys).map(|i| entry(i, HOUR))).await;
+    // A third of what differs is newer there, a third older, a third missing.
+    let theirs = (0..keys).filter_map(|i| match (i < DIFFERING, i % 3) {
+        (false, _) => Some(entry(i, HOUR)),
+        (true, 0) => Some(entry(i, HOUR - 1)),
+        (true, 1) => Some(entry(i, HOUR + 1)),
+        (true, _) => None,
+    });
+    let (two, second) = start(&network, &traffic, 2, theirs).await;
+    let loaded = began.elapsed();
+    let ready = || two.client_api().readiness().is_ok();
+    eventually("both hold the same", || ready() && first.digest() == second.digest()).await;
+    let counts = traffic.take();
+    let sent: u64 = counts.values().map(|(_, bytes)| bytes).sum();
+    let calls: u64 =
+        counts.iter().filter(|(call, _)| **call != "pulled").map(|(_, (calls, _))| calls).sum();
+    eprintln!(
+        "{keys} keys, {DIFFERING} of them differ: {sent} bytes in {calls} calls, {:.1} s after \
+         {:.1} s of loading: {counts:?}",
+        began.elapsed().saturating_sub(loaded).as_secs_f64(),
+        loaded.as_secs_f64(),
+    );
+    // The digests of the groups and of the buckets in those that differ, a bitmap, and the entries of
+    // buckets in which something differs.
+    let a_bucket = (keys / 65_536 + 2) * 140;
+    let rounds = 3;
+    let digests = rounds * 8 * 256 * (1 + DIFFERING);
+    let bound = digests + rounds * 8_192 + DIFFERING * (a_bucket + 140);
+    assert!(sent <= bound, "{sent} > {bound}: {counts:?}");
+    assert!(calls <= 20, "{counts:?}");
+}
