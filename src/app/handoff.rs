@@ -1,16 +1,21 @@
 //! `Handoff`: hinted handoff, the delivery of writes that a member missed.
 //!
 //! A write that did not reach a member leaves its key here ([`HintQueue`]); once the member answers
-//! again it is sent the newest entry of each key. Hints live in memory: a coordinator that ends
-//! with hints leaves the difference to the comparison of nodes.
+//! again it is sent the newest entry of each key. One delivery at a time to each member, at a limited
+//! rate, so that one that comes back is not run over; a member that is slow holds up nobody else's.
+//! Hints live in memory: a coordinator that ends with hints leaves the difference to the comparison
+//! that every member makes when it comes back, and every node when it starts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use futures_util::StreamExt;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::domain::{HintQueue, Key, KeyedEntry, Liveness, NodeId, Phase};
 use crate::ports::{Peer, PeerError, PeerTransport, Store, WriteReply};
@@ -21,6 +26,9 @@ use super::reconcile::Reconciler;
 /// Hints under way to one member at a time: enough to fill its batches, few enough to leave the
 /// way to clients' writes.
 const IN_FLIGHT: usize = 64;
+
+/// The time that so many hints take at least: 10,000 a second to one member.
+const IN_FLIGHT_WITHIN: Duration = Duration::from_micros(6_400);
 
 /// How long a member that did not take its hints is left alone.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -90,13 +98,23 @@ impl Handoff {
 
     /// Delivers hints for as long as the node runs.
     pub(crate) async fn run(&self) {
+        let mut deliveries = FuturesUnordered::new();
+        let mut under_way = BTreeSet::new();
         loop {
             self.forget_the_gone();
             self.compare_the_overflowed();
-            if self.deliver_once().await {
-                self.wake.notified().await;
-            } else {
-                tokio::time::sleep(RETRY_AFTER).await;
+            let waiting = self.waiting().into_iter().filter(|peer| under_way.insert(peer.id));
+            deliveries.extend(waiting.map(async |peer| {
+                if !self.deliver(&peer).await {
+                    tokio::time::sleep(RETRY_AFTER).await;
+                }
+                peer.id
+            }));
+            tokio::select! {
+                () = self.wake.notified() => {}
+                Some(id) = deliveries.next() => {
+                    under_way.remove(&id);
+                }
             }
         }
     }
@@ -111,7 +129,11 @@ impl Handoff {
 
     /// Sends a member what it missed until nothing is left; `false` once it does not take it.
     async fn deliver(&self, peer: &Peer) -> bool {
+        let mut next = Instant::now();
         loop {
+            tokio::time::sleep_until(next).await;
+            // What was late is not made up for.
+            next = Instant::now().max(next + IN_FLIGHT_WITHIN);
             let keys = match self.queues().get_mut(&peer.id) {
                 Some(queue) if !queue.is_empty() => queue.take(IN_FLIGHT),
                 _ => return true,
@@ -197,5 +219,65 @@ impl Drop for TakenHint<'_> {
         {
             queue.push(key);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::fixture::{Fixture, NOW, TestNode, key, live};
+
+    /// A node on which every peer missed this many writes.
+    fn with_hints(fixture: Fixture, count: u64) -> TestNode {
+        let node = fixture.all_acknowledge().build();
+        for i in 0..count {
+            let name = format!("k{i}");
+            node.hold(&name, live(NOW, "v"));
+            for peer in [2, 3] {
+                node.node.handoff().note(NodeId::new(peer), key(&name));
+            }
+        }
+        node
+    }
+
+    /// Lets the node deliver for so long: how many hints it has left for each peer.
+    async fn left_after(node: &TestNode, time: Duration) -> [u64; 2] {
+        let handoff = node.node.handoff();
+        tokio::time::timeout(time, handoff.run()).await.unwrap_err();
+        [2, 3].map(|peer| handoff.count(NodeId::new(peer)))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_does_not_answer_holds_up_no_hint_of_another() {
+        let mut fixture = Fixture::with_peers([2, 3]);
+        fixture.delays.insert(2, Duration::from_hours(1));
+        let node = with_hints(fixture, 200);
+        assert_eq!(left_after(&node, Duration::from_secs(1)).await, [200, 0]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn hints_leave_at_a_limited_rate() {
+        let node = with_hints(Fixture::with_peers([2, 3]), 10_000);
+        let left = left_after(&node, Duration::from_millis(500)).await;
+        for left in left {
+            assert!((4_900..5_100).contains(&left), "{left}");
+        }
+        assert_eq!(left_after(&node, Duration::from_secs(1)).await, [0, 0]);
+        assert_eq!(node.node.handoff().delivered(), 20_000);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_hint_that_comes_while_others_are_under_way_is_delivered_too() {
+        let node = with_hints(Fixture::with_peers([2, 3]), 100);
+        let handoff = node.node.handoff();
+        let late = async {
+            tokio::time::sleep(Duration::from_millis(3)).await;
+            node.hold("late", live(NOW, "v"));
+            handoff.note(NodeId::new(2), key("late"));
+            std::future::pending::<()>().await;
+        };
+        let both = futures_util::future::join(handoff.run(), late);
+        tokio::time::timeout(Duration::from_secs(1), both).await.unwrap_err();
+        assert_eq!(handoff.delivered(), 201);
     }
 }

@@ -314,6 +314,11 @@ impl Node {
         &self.members
     }
 
+    /// The hints, for tests that deliver them by hand.
+    pub(crate) fn handoff(&self) -> &Handoff {
+        &self.handoff
+    }
+
     /// Serves without joining anybody.
     pub(crate) fn serve_at_once(&self) {
         self.stage.advance(LifeStage::Serving);
