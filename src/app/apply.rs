@@ -89,15 +89,29 @@ impl Replica {
             return replies;
         }
         let logged = self.log.append(&records).await;
+        let full = logged == Err(LogError::DiskFull);
+        let rest = if full { self.log_removals(&records).await } else { logged.clone() };
         for (place, record) in places.into_iter().zip(records) {
+            let logged = if record.holds_value() { &logged } else { &rest };
             if let (Some(reply), LogRecord::Write(write)) = (replies.get_mut(place), record) {
-                *reply = match &logged {
+                *reply = match logged {
                     Ok(()) => Ok(self.settle(write, origin)),
                     Err(error) => Err(error.clone().into()),
                 };
             }
         }
         replies
+    }
+
+    /// Appends the removals among records that the log had no space for: it has kept some for them.
+    async fn log_removals(&self, records: &[LogRecord]) -> Result<(), LogError> {
+        let is_removal = |record: &&LogRecord| !record.holds_value();
+        let removals: Vec<_> = records.iter().filter(is_removal).cloned().collect();
+        if removals.is_empty() || removals.len() == records.len() {
+            // Nothing is left to try.
+            return Err(LogError::DiskFull);
+        }
+        self.log.append(&removals).await
     }
 
     /// This node's copy of a key.
@@ -165,6 +179,62 @@ impl Replica {
             }
             Merged::Unchanged => WriteReply::Applied { previous: None },
             Merged::Superseded { by } => WriteReply::Superseded { by },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Mutex;
+
+    use super::*;
+    use crate::app::fixture::{Fixture, key, live, version};
+    use crate::ports::MockOpLog;
+
+    #[tokio::test]
+    async fn the_removals_of_a_batch_are_taken_although_the_disk_has_no_space_for_its_values() {
+        let logged = Arc::new(Mutex::new(Vec::new()));
+        let mut log = MockOpLog::new();
+        let takes = Arc::clone(&logged);
+        log.expect_append().returning(move |records| {
+            if records.iter().any(LogRecord::holds_value) {
+                return Err(LogError::DiskFull);
+            }
+            takes.lock().unwrap().extend_from_slice(records);
+            Ok(())
+        });
+        let fixture = Fixture { log, ..Fixture::with_peers([2]) };
+        let node = fixture.build();
+        node.hold("removed", live(1, "old"));
+        let removal = |name| KeyedEntry::new(key(name), Entry::tombstone(version(9)));
+        let value = |name| KeyedEntry::new(key(name), live(9, "new"));
+        let batch = vec![value("a"), removal("removed"), value("b"), removal("unknown")];
+        let replies = node.node.replica_api().apply(batch, Origin::Replica).await;
+        let full = Err(ApplyError::Log(LogError::DiskFull));
+        let previous = Some(live(1, "old"));
+        let expected = [
+            full.clone(),
+            Ok(WriteReply::Applied { previous }),
+            full.clone(),
+            Ok(WriteReply::Applied { previous: None }),
+        ];
+        assert_eq!(replies, expected);
+        assert_eq!((node.held("a"), node.held("b")), (None, None));
+        assert!(node.held("removed").is_some_and(|entry| entry.is_tombstone()));
+        let removals = [removal("removed"), removal("unknown")].map(LogRecord::Write);
+        assert_eq!(*logged.lock().unwrap(), removals);
+    }
+
+    #[tokio::test]
+    async fn what_is_of_one_kind_is_not_tried_twice_when_the_disk_is_full() {
+        for entry in [Entry::tombstone(version(9)), live(9, "new")] {
+            let mut log = MockOpLog::new();
+            log.expect_append().times(1).returning(|_| Err(LogError::DiskFull));
+            let node = Fixture { log, ..Fixture::with_peers([2]) }.build();
+            let write = KeyedEntry::new(key("k"), entry);
+            let replies = node.node.replica_api().apply(vec![write], Origin::Replica).await;
+            assert_eq!(replies, [Err(ApplyError::Log(LogError::DiskFull))]);
+            assert_eq!(node.held("k"), None);
         }
     }
 }

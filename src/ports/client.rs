@@ -99,8 +99,8 @@ pub enum ClientError {
         /// The limit.
         max_bytes: usize,
     },
-    /// The disk of the log is full. Reads work; a retry helps once there is space.
-    #[error("the disk is full: writes are refused until there is space")]
+    /// The disk of the log is full. Reads and removals work; a retry helps once there is space.
+    #[error("the disk is full: values are refused until there is space; removing keys still works")]
     DiskFull,
     /// A hook refused the operation. No retry helps.
     #[error("refused by the {hook} hook: {reason}")]

@@ -15,6 +15,9 @@ use crate::domain::{KeyedEntry, Timestamp};
 ///   at least handed to the operating system, so that they survive the end of this process.
 /// * The records of one `append` stay together and in order.
 /// * `append` is not atomic across a crash: a prefix of its records may survive.
+/// * While values are refused with [`LogError::DiskFull`], an `append` without values (of removals
+///   and clock bounds alone) MUST still be taken for as long as a reserve lasts, if the disk can
+///   hold one. An `append` is refused as a whole, and takes no other one with it.
 /// * After [`LogError::Failed`] every later `append` MUST fail: a log that could not be written
 ///   once is never believed again.
 #[cfg_attr(test, mockall::automock)]
@@ -58,6 +61,16 @@ pub enum LogRecord {
     ClockBound(Timestamp),
 }
 
+impl LogRecord {
+    /// Whether it holds a value: removals and clock bounds do not.
+    pub const fn holds_value(&self) -> bool {
+        match self {
+            Self::Write(write) => !write.entry.is_tombstone(),
+            Self::ClockBound(_) => false,
+        }
+    }
+}
+
 /// What a replay found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Replayed {
@@ -86,7 +99,9 @@ pub enum LogError {
     /// The queue of the writer stayed full. Nothing was written; a retry may help.
     #[error("the log cannot keep up: its queue stayed full")]
     Overloaded,
-    /// The disk is full. Nothing was written; a retry helps once there is space.
+    /// The disk is full. Nothing was written; a retry helps once there is space. To an append that
+    /// holds a value it says that there is no space beyond the reserve; one without values may still
+    /// be taken.
     #[error("the disk of the log is full")]
     DiskFull,
     /// A write or sync failed, now or earlier. The records may be in the log or not; no retry

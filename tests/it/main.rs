@@ -15,4 +15,5 @@ mod contracts;
 mod examples;
 mod in_memory;
 mod process;
+mod small_disk;
 mod tidy;

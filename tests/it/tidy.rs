@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 const MAX_LINES: usize = 400;
 const VAGUE_NAMES: [&str; 6] = ["utils", "helpers", "common", "misc", "types", "manager"];
 /// What the application layer must not know, whatever `Cargo.toml` offers.
-const TECHNOLOGIES: [&str; 12] = [
+const TECHNOLOGIES: [&str; 13] = [
     "axum",
     "axum_server",
     "clap",
@@ -22,6 +22,7 @@ const TECHNOLOGIES: [&str; 12] = [
     "hyper_util",
     "prost",
     "prometheus_client",
+    "rustix",
     "serde_yaml",
     "tonic",
     "tonic_prost",

@@ -11,9 +11,10 @@ use async_trait::async_trait;
 use crate::domain::NodeId;
 use crate::ports::{LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed};
 
-use super::disk::FsyncPolicy;
+use super::disk::{FsyncPolicy, allocate, file_system_bytes};
 use super::queue::{Position, QueueLimits};
 use super::reader::{End, read_all};
+use super::reserve::Reserve;
 use super::segment::{SegmentHeader, create, failed, list, sync_dir};
 use super::writer::Writer;
 
@@ -85,10 +86,11 @@ impl FileAof {
         }
     }
 
-    fn start_writer(&self, position: Position, file: File) -> Result<(), LogError> {
+    fn start_writer(&self, mended: Mended) -> Result<(), LogError> {
+        let Mended { position, reserve, file, .. } = mended;
         let AofOptions { fsync, queue_bytes: bytes, queue_wait: wait, .. } = self.options;
         let limits = QueueLimits { bytes, wait };
-        let (writer, work) = Writer::new(position, Box::new(file), fsync, limits);
+        let (writer, work) = Writer::new(position, reserve, Box::new(file), fsync, limits);
         let thread = std::thread::Builder::new()
             .name("lally-log".into())
             .spawn(work)
@@ -106,9 +108,9 @@ impl OpLog for FileAof {
         }
         let options = self.options.clone();
         let reading = tokio::task::spawn_blocking(move || read_and_mend(&options, visitor));
-        let (replayed, position, file) =
-            reading.await.map_err(|error| LogError::Failed(error.to_string()))??;
-        self.start_writer(position, file)?;
+        let mended = reading.await.map_err(|error| LogError::Failed(error.to_string()))??;
+        let replayed = mended.replayed;
+        self.start_writer(mended)?;
         Ok(replayed)
     }
 
@@ -143,11 +145,19 @@ impl Drop for FileAof {
     }
 }
 
-/// Replays the segments, cuts a torn tail, and opens the last one for appending.
+/// A log that was read, and can be written.
+struct Mended {
+    replayed: Replayed,
+    position: Position,
+    reserve: Reserve,
+    file: File,
+}
+
+/// Replays the segments, cuts a torn tail, opens the last one for appending, and takes the reserve.
 fn read_and_mend(
     options: &AofOptions,
     mut visitor: Box<dyn ReplayVisitor>,
-) -> Result<(Replayed, Position, File), LogError> {
+) -> Result<Mended, LogError> {
     let segments = list(&options.dir)?;
     let read = read_all(&segments, &options.cluster, |record| visitor.visit(record))?;
     let (replayed, path, position) = match read {
@@ -159,8 +169,19 @@ fn read_and_mend(
             (replayed, end.path, Position { good_bytes, next_sequence, salt })
         }
     };
-    let file = OpenOptions::new().append(true).open(&path);
-    Ok((replayed, position, file.map_err(|error| failed(&path, &error))?))
+    let file = OpenOptions::new().append(true).open(&path).map_err(|e| failed(&path, &e))?;
+    let reserve = take_reserve(&file, position.good_bytes);
+    Ok(Mended { replayed, position, reserve, file })
+}
+
+/// Takes the space behind the end that no value may use. A disk that has not got it starts all the
+/// same: it may have less to write than the disk holds, and reads need no disk.
+fn take_reserve(file: &File, end: u64) -> Reserve {
+    let mut reserve = Reserve::new(end, file_system_bytes(file));
+    if let Some(ahead) = reserve.ahead_of(end, 0, false) {
+        reserve.record(allocate(file, ahead, false));
+    }
+    reserve
 }
 
 /// Creates a segment for records from `first_sequence` on.

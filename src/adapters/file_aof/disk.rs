@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{self, Write};
 
+use super::reserve::{Ahead, Answer};
+
 /// When acknowledged data is forced to the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum FsyncPolicy {
@@ -15,7 +17,7 @@ pub enum FsyncPolicy {
     Never,
 }
 
-/// An append-only file. One at a time appends or truncates; a sync may come in between.
+/// An append-only file. One at a time appends, truncates or allocates; a sync may come in between.
 pub(super) trait Disk: Send + Sync {
     /// Appends all of these bytes; after an error, any number of them may have been.
     fn append(&self, bytes: &[u8]) -> io::Result<()>;
@@ -23,8 +25,11 @@ pub(super) trait Disk: Send + Sync {
     /// Forces what was appended to the device.
     fn sync(&self) -> io::Result<()>;
 
-    /// Cuts the file to this length.
+    /// Cuts the file to this length. What was allocated behind it may be gone.
     fn truncate(&self, length: u64) -> io::Result<()>;
+
+    /// Takes space for the bytes of these offsets, without making the file longer.
+    fn allocate(&self, from: u64, to: u64) -> io::Result<()>;
 }
 
 impl Disk for File {
@@ -40,4 +45,54 @@ impl Disk for File {
     fn truncate(&self, length: u64) -> io::Result<()> {
         self.set_len(length)
     }
+
+    #[cfg(target_os = "linux")]
+    fn allocate(&self, from: u64, to: u64) -> io::Result<()> {
+        use rustix::fs::{FallocateFlags, fallocate};
+        let length = to.saturating_sub(from);
+        let allocate = || fallocate(self, FallocateFlags::KEEP_SIZE, from, length);
+        Ok(rustix::io::retry_on_intr(allocate)?)
+    }
+
+    #[cfg(not(target_os = "linux"))]
+    fn allocate(&self, _from: u64, _to: u64) -> io::Result<()> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// The size of the file system that a file is on, in bytes, if it says so.
+pub(super) fn file_system_bytes(file: &File) -> Option<u64> {
+    let sizes = rustix::fs::fstatvfs(file).ok()?;
+    let bytes = sizes.f_blocks.checked_mul(sizes.f_frsize)?;
+    // Some have no fixed size, and say 0.
+    (bytes > 0).then_some(bytes)
+}
+
+/// Whether an error means that there is no space, rather than that the disk fails.
+pub(super) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Asks for space, and says in the log of the node when the disk becomes short or is not any more.
+pub(super) fn allocate(disk: &dyn Disk, ahead: Ahead, was_short: bool) -> Answer {
+    for up_to in [ahead.wanted, ahead.least] {
+        match disk.allocate(ahead.from, up_to) {
+            Ok(()) => {
+                if was_short {
+                    tracing::info!("the disk has space again: values are taken");
+                }
+                return Answer::Allocated(up_to);
+            }
+            Err(error) if is_full(&error) => {}
+            // If the disk fails, the next write will tell.
+            Err(error) => {
+                tracing::info!(%error, "no reserve: a full disk will refuse removals, too");
+                return Answer::Unsupported;
+            }
+        }
+    }
+    if !was_short {
+        tracing::warn!("disk full: values are refused until there is space, removals are taken");
+    }
+    Answer::Short
 }

@@ -63,6 +63,14 @@ struct Payload {
 /// Appends a record to `out`.
 pub(super) fn encode(record: &LogRecord, sequence: u64, salt: u64, out: &mut Vec<u8>) {
     let start = out.len();
+    encode_unnumbered(record, out);
+    number(out.get_mut(start..).unwrap_or_default(), sequence, salt);
+}
+
+/// Appends a record to `out` that is none yet: its header lacks the sequence and the checksum,
+/// which [`number`] gives it once its place in the file is known.
+pub(super) fn encode_unnumbered(record: &LogRecord, out: &mut Vec<u8>) {
+    let start = out.len();
     out.extend_from_slice(&[0; HEADER_BYTES]);
     let kind = match record {
         LogRecord::Write(write) => {
@@ -77,20 +85,29 @@ pub(super) fn encode(record: &LogRecord, sequence: u64, salt: u64, out: &mut Vec
     let payload = out.get(start + HEADER_BYTES..).unwrap_or_default();
     let (payload_bytes, payload_crc) = (payload.len(), crc32c::crc32c(payload));
     out.extend_from_slice(&payload_crc.to_le_bytes());
-    let header = encode_header(Header { payload_bytes, kind, sequence }, salt);
-    if let Some(place) = out.get_mut(start..start + HEADER_BYTES) {
+    let header = encode_fields(Header { payload_bytes, kind, sequence: 0 });
+    if let Some(place) = out.get_mut(start..start + header.len()) {
         place.copy_from_slice(&header);
+    }
+}
+
+/// Gives the records in these bytes, numbered before or not, the sequences from `first` on.
+pub(super) fn number(records: &mut [u8], first: u64, salt: u64) {
+    let (mut rest, mut sequence) = (records, first);
+    while let Some((head, behind)) = rest.split_first_chunk_mut::<HEADER_BYTES>() {
+        let header = Header { sequence, ..read_fields(head) };
+        *head = encode_header(header, salt);
+        sequence = sequence.wrapping_add(1);
+        rest = behind.get_mut(header.payload_bytes + TRAILER_BYTES..).unwrap_or_default();
     }
 }
 
 /// The header in these bytes, if they are one.
 pub(super) fn decode_header(bytes: &[u8; HEADER_BYTES], salt: u64) -> Option<Header> {
-    let payload_bytes = u32::from_le_bytes(*bytes.first_chunk()?) as usize;
-    let sequence = u64::from_le_bytes(bytes.get(8..16)?.try_into().ok()?);
-    let header = Header { payload_bytes, kind: *bytes.get(4)?, sequence };
+    let header = read_fields(bytes);
     // Cheap refusals first: the search for records behind a damage tries every offset.
     let plausible = matches!(header.kind, KIND_WRITE | KIND_CLOCK_BOUND)
-        && payload_bytes <= MAX_PAYLOAD_BYTES
+        && header.payload_bytes <= MAX_PAYLOAD_BYTES
         && bytes.get(5..8) == Some(&[0; 3]);
     (plausible && encode_header(header, salt) == *bytes).then_some(header)
 }
@@ -122,21 +139,33 @@ pub(super) fn max_encoded_bytes(record: &LogRecord) -> usize {
     HEADER_BYTES + FIXED_FIELDS + payload + TRAILER_BYTES
 }
 
+/// A header without its checksum.
+const FIELDS_BYTES: usize = HEADER_BYTES - 4;
+
 fn encode_header(header: Header, salt: u64) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
-    let payload_bytes = u32::try_from(header.payload_bytes).unwrap_or(u32::MAX);
-    let (fields, crc) = bytes.split_at_mut(HEADER_BYTES - 4);
-    let (length, rest) = fields.split_at_mut(4);
-    length.copy_from_slice(&payload_bytes.to_le_bytes());
-    if let Some(kind) = rest.first_mut() {
-        *kind = header.kind;
-    }
-    if let Some(sequence) = rest.get_mut(4..) {
-        sequence.copy_from_slice(&header.sequence.to_le_bytes());
-    }
+    let (fields, crc) = bytes.split_at_mut(FIELDS_BYTES);
+    fields.copy_from_slice(&encode_fields(header));
     let salted = crc32c::crc32c(&salt.to_le_bytes());
     crc.copy_from_slice(&crc32c::crc32c_append(salted, fields).to_le_bytes());
     bytes
+}
+
+fn encode_fields(header: Header) -> [u8; FIELDS_BYTES] {
+    let payload_bytes = u32::try_from(header.payload_bytes).unwrap_or(u32::MAX);
+    let low = u64::from(payload_bytes) | u64::from(header.kind) << 32;
+    (u128::from(low) | u128::from(header.sequence) << 64).to_le_bytes()
+}
+
+/// What a header says, without a look at its checksum.
+fn read_fields(header: &[u8; HEADER_BYTES]) -> Header {
+    let fields = header.first_chunk::<FIELDS_BYTES>().copied().unwrap_or_default();
+    let [a, b, c, d, kind, _, _, _, sequence @ ..] = fields;
+    Header {
+        payload_bytes: u32::from_le_bytes([a, b, c, d]) as usize,
+        kind,
+        sequence: u64::from_le_bytes(sequence),
+    }
 }
 
 /// As [`Payload`] would be, without copying the texts into one first.
@@ -200,6 +229,28 @@ mod tests {
         fn no_bytes_make_the_payload_reader_panic(kind in 1u8..3, bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             drop(decode_payload(kind, &bytes));
         }
+    }
+
+    #[test]
+    fn records_are_numbered_where_they_end_up_and_may_be_again() {
+        let records: Vec<_> =
+            (0..5).map(|n| LogRecord::ClockBound(Timestamp::from_nanos(n))).collect();
+        let (mut expected, mut bytes) = (Vec::new(), Vec::new());
+        for (sequence, record) in (7..).zip(&records) {
+            encode(record, sequence, 2, &mut expected);
+            encode_unnumbered(record, &mut bytes);
+        }
+        for first in [u64::MAX, 1, 7] {
+            number(&mut bytes, first, 2);
+        }
+        assert_eq!(bytes, expected);
+    }
+
+    #[test]
+    fn a_record_without_its_number_is_none() {
+        let mut bytes = Vec::new();
+        encode_unnumbered(&LogRecord::ClockBound(Timestamp::ZERO), &mut bytes);
+        assert_eq!(decode_header(bytes.first_chunk().unwrap(), 2), None);
     }
 
     #[test]

@@ -2,7 +2,8 @@
 //!
 //! * `format` is what a record looks like, `segment` what a file looks like.
 //! * `reader` reads a log back and tells a torn tail from a damaged middle.
-//! * `writer` writes (group commit, sync policies, failing disks) what is queued in `queue`.
+//! * `writer` writes (group commit, sync policies, failing disks) what is queued in `queue`;
+//!   `reserve` keeps space for removals on a full disk.
 //! * `install` copies another log into place.
 //! * `aof` puts them behind the `OpLog` port.
 //!
@@ -14,6 +15,7 @@ mod format;
 mod install;
 mod queue;
 mod reader;
+mod reserve;
 mod segment;
 mod writer;
 

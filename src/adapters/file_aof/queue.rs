@@ -1,5 +1,8 @@
 //! What waits for the file, and what is known of it: the state that those who append and the thread
 //! of the writer share, without the waiting.
+//!
+//! Records are encoded when they are queued, and numbered when they are written: so one append that
+//! is refused takes no other with it, whether before or behind it in the queue.
 
 use std::time::{Duration, Instant};
 
@@ -7,20 +10,91 @@ use tokio::sync::oneshot;
 
 use crate::ports::{LogError, LogRecord};
 
-use super::format::encode;
+use super::format::{encode_unnumbered, number};
+use super::reserve::{Ahead, Reserve};
 
 /// Buffers larger than this are not kept for the next batch.
 const KEPT_BUFFER_BYTES: usize = 4 << 20;
 
 type Done = oneshot::Sender<Result<(), LogError>>;
 
-/// Records that are written together.
+/// Appends that are written together.
 #[derive(Default)]
 pub(super) struct Batch {
     pub(super) bytes: Vec<u8>,
-    pub(super) records: u64,
-    pub(super) waiting: Vec<Done>,
+    appends: Vec<Append>,
     first_sequence: u64,
+    /// Space to ask for before it is written.
+    pub(super) ahead: Option<Ahead>,
+}
+
+/// An append in a batch.
+struct Append {
+    bytes: usize,
+    records: u64,
+    holds_values: bool,
+    /// Who waits for it, unless that is who writes it.
+    done: Option<Done>,
+}
+
+impl Batch {
+    fn add(&mut self, records: &[LogRecord], done: Option<Done>) {
+        let start = self.bytes.len();
+        for record in records {
+            encode_unnumbered(record, &mut self.bytes);
+        }
+        self.appends.push(Append {
+            bytes: self.bytes.len() - start,
+            records: records.len() as u64,
+            holds_values: records.iter().any(LogRecord::holds_value),
+            done,
+        });
+    }
+
+    /// Numbers its records for their place in the file.
+    pub(super) fn number(&mut self, salt: u64) {
+        number(&mut self.bytes, self.first_sequence, salt);
+    }
+
+    pub(super) const fn is_empty(&self) -> bool {
+        self.appends.is_empty()
+    }
+
+    pub(super) fn holds_values(&self) -> bool {
+        self.appends.iter().any(|append| append.holds_values)
+    }
+
+    pub(super) fn records(&self) -> u64 {
+        self.appends.iter().map(|append| append.records).sum()
+    }
+
+    /// Takes the appends that hold values out: whom to tell. To be numbered afterwards.
+    pub(super) fn drop_values(&mut self) -> Vec<Done> {
+        let (mut at, mut kept, mut dropped) = (0, Vec::new(), Vec::new());
+        self.appends.retain_mut(|append| {
+            let range = at..at + append.bytes;
+            at = range.end;
+            if append.holds_values {
+                dropped.extend(append.done.take());
+            } else {
+                kept.extend_from_slice(self.bytes.get(range).unwrap_or_default());
+            }
+            !append.holds_values
+        });
+        self.bytes = kept;
+        dropped
+    }
+
+    fn into_waiting(self) -> Vec<Done> {
+        self.appends.into_iter().filter_map(|append| append.done).collect()
+    }
+}
+
+/// What the thread finds to do.
+pub(super) enum Task {
+    Write(Batch),
+    Sync,
+    End,
 }
 
 /// Where a writer goes on.
@@ -41,12 +115,13 @@ pub(super) struct QueueLimits {
 /// The queue, and where the file ends.
 pub(super) struct State {
     pending: Batch,
-    /// An empty buffer for the next batch, while one is written.
-    spare: Vec<u8>,
+    /// An empty batch with its buffers, for the next one while one is written.
+    spare: Batch,
     /// Bytes of the batch that is being written, if one is.
     writing: Option<usize>,
     next_sequence: u64,
-    salt: u64,
+    /// The space behind the end of the file.
+    pub(super) reserve: Reserve,
     /// Length of the file up to the end of the last complete batch.
     pub(super) good_bytes: u64,
     /// When the oldest data that is not forced to the device yet was written.
@@ -62,13 +137,13 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(position: Position) -> Self {
+    pub(super) fn new(position: Position, reserve: Reserve) -> Self {
         Self {
             pending: Batch::default(),
-            spare: Vec::new(),
+            spare: Batch::default(),
             writing: None,
             next_sequence: position.next_sequence,
-            salt: position.salt,
+            reserve,
             good_bytes: position.good_bytes,
             unforced_since: None,
             slow_until: None,
@@ -80,48 +155,61 @@ impl State {
 
     /// Adds records to the next batch; `done` is told how it went.
     pub(super) fn queue(&mut self, records: &[LogRecord], done: Option<Done>) {
-        if self.pending.records == 0 {
-            self.pending.first_sequence = self.next_sequence;
-        }
-        for record in records {
-            encode(record, self.next_sequence, self.salt, &mut self.pending.bytes);
-            self.next_sequence += 1;
-        }
-        self.pending.records += records.len() as u64;
-        self.pending.waiting.extend(done);
+        self.pending.add(records, done);
     }
 
     /// Takes the next batch to write it. Nobody else writes until it is [put
     /// back](Self::put_back).
     pub(super) fn take(&mut self) -> Batch {
-        let next = Batch { bytes: std::mem::take(&mut self.spare), ..Batch::default() };
-        let batch = std::mem::replace(&mut self.pending, next);
-        self.writing = Some(batch.bytes.len());
+        let next = std::mem::take(&mut self.spare);
+        let mut batch = std::mem::replace(&mut self.pending, next);
+        let bytes = batch.bytes.len();
+        self.writing = Some(bytes);
+        // Whoever was queued before and refused has used no sequence.
+        batch.first_sequence = self.next_sequence;
+        let holds_values = batch.holds_values();
+        batch.ahead = self.reserve.ahead_of(self.good_bytes, bytes as u64, holds_values);
         batch
     }
 
-    /// The batch was written, or was not: whom to tell.
-    pub(super) fn put_back(&mut self, batch: Batch) -> Vec<Done> {
-        let Batch { mut bytes, waiting, .. } = batch;
-        self.writing = None;
-        if bytes.capacity() <= KEPT_BUFFER_BYTES {
-            bytes.clear();
-            self.spare = bytes;
-        }
-        waiting
+    /// This batch is in the file.
+    pub(super) fn record_written(&mut self, batch: &Batch) {
+        self.good_bytes += batch.bytes.len() as u64;
+        self.next_sequence += batch.records();
     }
 
-    /// Uses the sequences of this batch, which is not in the file, and of those behind it again:
-    /// whom to tell of what was queued behind it.
-    pub(super) fn rewind_to(&mut self, batch: &Batch) -> Vec<Done> {
-        self.next_sequence = batch.first_sequence;
-        std::mem::take(&mut self.pending).waiting
+    /// The batch was written, or was not: whom to tell.
+    pub(super) fn put_back(&mut self, mut batch: Batch) -> Vec<Done> {
+        self.writing = None;
+        let waiting = batch.appends.drain(..).filter_map(|append| append.done).collect();
+        if batch.bytes.capacity() <= KEPT_BUFFER_BYTES {
+            batch.bytes.clear();
+            self.spare = batch;
+        }
+        waiting
     }
 
     /// Empties the queue: whom to tell.
     pub(super) fn give_up(&mut self) -> Vec<Done> {
         self.writing = None;
-        std::mem::take(&mut self.pending).waiting
+        std::mem::take(&mut self.pending).into_waiting()
+    }
+
+    /// What the thread has to do, if a sync is due in this time; `None`: it waits now.
+    pub(super) fn next_task(&mut self, sync_due: Option<Duration>) -> Option<Task> {
+        if sync_due == Some(Duration::ZERO) {
+            self.unforced_since = None;
+            return Some(Task::Sync);
+        }
+        if self.has_work() {
+            return Some(Task::Write(self.take()));
+        }
+        if self.is_over() {
+            return Some(Task::End);
+        }
+        self.thread_waits = true;
+        self.sync_is_planned = sync_due.is_some();
+        None
     }
 
     /// Bytes that are queued or being written.
@@ -136,12 +224,12 @@ impl State {
 
     /// Whether nobody writes and nothing is queued.
     pub(super) const fn is_idle(&self) -> bool {
-        self.writing.is_none() && self.pending.records == 0
+        self.writing.is_none() && self.pending.is_empty()
     }
 
     /// Whether something is queued and nobody writes.
     pub(super) const fn has_work(&self) -> bool {
-        self.writing.is_none() && self.pending.records > 0
+        self.writing.is_none() && !self.pending.is_empty()
     }
 
     /// Whether nothing more is taken and everything is written.
@@ -152,5 +240,13 @@ impl State {
     /// Whether data waits for a sync of which the thread does not know yet.
     pub(super) const fn sync_is_unplanned(&self) -> bool {
         self.unforced_since.is_some() && !self.sync_is_planned
+    }
+}
+
+/// Tells those who wait how it went.
+pub(super) fn tell(waiting: Vec<Done>, outcome: &Result<(), LogError>) {
+    for waiting in waiting {
+        // Whoever does not wait any more does not need to know.
+        waiting.send(outcome.clone()).ok();
     }
 }

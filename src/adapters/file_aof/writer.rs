@@ -10,8 +10,9 @@
 //! long, the disk is behind, and for a while everything is handed over to the thread: no thread that
 //! serves requests waits for a slow disk twice.
 //!
-//! A failed write is undone by cutting the file back to the last good record; if the disk was only
-//! full, the log goes on. Anything else, and any failed sync, ends it: after a failed sync the
+//! Values are refused before they use the reserve of the disk (see `reserve`); what was queued with
+//! them is written. A failed write is undone by cutting the file back to the last good record; if the
+//! disk was only full, the log goes on. Anything else, and any failed sync, ends it: after a failed sync the
 //! kernel may have dropped the data and say nothing the next time (Rebello et al., "Can
 //! applications recover from fsync failures?", 2020).
 
@@ -24,9 +25,10 @@ use tokio::sync::{Notify, oneshot, watch};
 
 use crate::ports::{LogError, LogRecord, LogStats};
 
-use super::disk::{Disk, FsyncPolicy};
+use super::disk::{Disk, FsyncPolicy, allocate, is_full};
 use super::format::max_encoded_bytes;
-use super::queue::{Batch, Position, QueueLimits, State};
+use super::queue::{Batch, Position, QueueLimits, State, Task, tell};
+use super::reserve::{Ahead, Reserve};
 
 /// With `everysec`: how old acknowledged data may become before it is forced to disk. One second,
 /// so that data is at most two seconds behind even if the sync takes another.
@@ -63,9 +65,10 @@ enum Taken {
 }
 
 impl Writer {
-    /// A writer that goes on after `good_bytes` bytes, and the work for its thread.
+    /// A writer that goes on at this position, and the work for its thread.
     pub(super) fn new(
         position: Position,
+        reserve: Reserve,
         disk: Box<dyn Disk>,
         policy: FsyncPolicy,
         limits: QueueLimits,
@@ -73,7 +76,8 @@ impl Writer {
         let shared = Arc::new(Shared {
             disk,
             policy,
-            state: Mutex::new(State::new(position)),
+            salt: position.salt,
+            state: Mutex::new(State::new(position, reserve)),
             work: Condvar::new(),
             room: Notify::new(),
             failed: watch::Sender::new(None),
@@ -172,6 +176,8 @@ impl Writer {
 struct Shared {
     disk: Box<dyn Disk>,
     policy: FsyncPolicy,
+    /// Of the file; enters the checksum of every record.
+    salt: u64,
     state: Mutex<State>,
     /// Wakes the thread.
     work: Condvar,
@@ -181,13 +187,6 @@ struct Shared {
     bytes: AtomicU64,
     appended: AtomicU64,
     syncs: AtomicU64,
-}
-
-/// What the thread found to do.
-enum Task {
-    Write(Batch),
-    Sync,
-    End,
 }
 
 impl Shared {
@@ -264,18 +263,9 @@ impl Shared {
             let since = state.unforced_since.filter(|_| self.policy == FsyncPolicy::EverySec);
             let left =
                 since.map(|since| (since + SYNC_EVERY).saturating_duration_since(Instant::now()));
-            if left == Some(Duration::ZERO) {
-                state.unforced_since = None;
-                return Task::Sync;
+            if let Some(task) = state.next_task(left) {
+                return task;
             }
-            if state.has_work() {
-                return Task::Write(state.take());
-            }
-            if state.is_over() {
-                return Task::End;
-            }
-            state.thread_waits = true;
-            state.sync_is_planned = left.is_some();
             state = match left {
                 Some(left) => {
                     let waited = self.work.wait_timeout(state, left);
@@ -288,10 +278,21 @@ impl Shared {
     }
 
     /// Writes a batch, which was taken, and tells everybody in it how that went.
-    fn write(&self, batch: Batch) -> Result<(), LogError> {
+    fn write(&self, mut batch: Batch) -> Result<(), LogError> {
         // Whatever happens here, nobody must wait for it for ever.
         let _guard = FailOnPanic(self);
         let began = Instant::now();
+        if let Some(ahead) = batch.ahead
+            && !self.allocate(ahead)
+        {
+            tell(batch.drop_values(), &Err(LogError::DiskFull));
+            if batch.is_empty() {
+                self.note_time(&mut self.state(), began);
+                self.complete(batch, &Err(LogError::DiskFull));
+                return Err(LogError::DiskFull);
+            }
+        }
+        batch.number(self.salt);
         if let Err(error) = self.disk.append(&batch.bytes) {
             return self.undo(batch, &error);
         }
@@ -313,30 +314,44 @@ impl Shared {
             // A sync failed meanwhile: nothing is acknowledged after that.
             return Err(error.clone());
         }
-        state.good_bytes += batch.bytes.len() as u64;
+        state.record_written(batch);
         if self.policy != FsyncPolicy::Always {
             state.unforced_since.get_or_insert(began);
-            let took = began.elapsed();
-            if took >= SLOW_WRITE {
-                let alone_for = (took * THREAD_WRITES_TIMES).min(THREAD_WRITES_FOR_MAX);
-                state.slow_until = Some(Instant::now() + alone_for);
-            }
         }
+        self.note_time(&mut state, began);
         self.bytes.store(state.good_bytes, Ordering::Relaxed);
         drop(state);
-        self.appended.fetch_add(batch.records, Ordering::Relaxed);
+        self.appended.fetch_add(batch.records(), Ordering::Relaxed);
         Ok(())
+    }
+
+    /// Has the thread write alone for a while if the disk took long.
+    fn note_time(&self, state: &mut State, began: Instant) {
+        let took = began.elapsed();
+        if self.policy != FsyncPolicy::Always && took >= SLOW_WRITE {
+            let alone_for = (took * THREAD_WRITES_TIMES).min(THREAD_WRITES_FOR_MAX);
+            state.slow_until = Some(Instant::now() + alone_for);
+        }
+    }
+
+    /// Asks the disk for space. Whether values may be written.
+    fn allocate(&self, ahead: Ahead) -> bool {
+        let was_short = self.state().reserve.is_short();
+        let answer = allocate(self.disk.as_ref(), ahead, was_short);
+        self.state().reserve.record(answer)
     }
 
     /// Takes back what a failed write left in the file.
     fn undo(&self, batch: Batch, error: &io::Error) -> Result<(), LogError> {
-        let full =
-            matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded);
         let good_bytes = self.state().good_bytes;
         let undone = self.disk.truncate(good_bytes);
-        if full && undone.is_ok() {
-            self.refuse(batch, &LogError::DiskFull);
-            tracing::warn!(%error, "disk full: writes are refused until there is space");
+        if is_full(error) && undone.is_ok() {
+            let cut = self.state().reserve.record_cut(good_bytes);
+            if let Some(ahead) = cut {
+                self.allocate(ahead);
+            }
+            self.complete(batch, &Err(LogError::DiskFull));
+            tracing::warn!(%error, "disk full: nothing is written until there is space");
             return Err(LogError::DiskFull);
         }
         let failed = LogError::Failed(format!("write: {error}"));
@@ -348,21 +363,8 @@ impl Shared {
     /// Tells everybody in a batch how it went, and lets the next one be taken.
     fn complete(&self, batch: Batch, outcome: &Result<(), LogError>) {
         let waiting = self.state().put_back(batch);
-        for waiting in waiting {
-            // Whoever does not wait any more does not need to know.
-            waiting.send(outcome.clone()).ok();
-        }
+        tell(waiting, outcome);
         self.room.notify_waiters();
-    }
-
-    /// A batch did not get into the file, which is as it was before. Whatever was queued behind it
-    /// has later sequences, so it fails with it and the sequences are used again: no gap arises.
-    fn refuse(&self, batch: Batch, error: &LogError) {
-        let behind = self.state().rewind_to(&batch);
-        for waiting in behind {
-            waiting.send(Err(error.clone())).ok();
-        }
-        self.complete(batch, &Err(error.clone()));
     }
 
     /// The log cannot be trusted any more.
@@ -371,9 +373,7 @@ impl Shared {
         state.ended = Some(error.clone());
         let waiting = state.give_up();
         drop(state);
-        for waiting in waiting {
-            waiting.send(Err(error.clone())).ok();
-        }
+        tell(waiting, &Err(error.clone()));
         self.room.notify_waiters();
         self.failed.send_replace(Some(error.clone()));
         self.work.notify_one();
@@ -402,7 +402,7 @@ impl Drop for FailOnPanic<'_> {
 mod tests {
     use super::*;
     use crate::adapters::file_aof::format::encode;
-    use crate::domain::Timestamp;
+    use crate::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Value, Version};
 
     /// A file in memory that fails when it is told to.
     #[derive(Default)]
@@ -414,10 +414,22 @@ mod tests {
         sync_error: bool,
         /// Syncs wait for a token each.
         sync_gate: Option<std::sync::mpsc::Receiver<()>>,
+        /// Bytes that the disk has; `None`: it cannot promise space, and has no end.
+        size: Option<usize>,
+        allocated: usize,
+        allocations: usize,
     }
 
     const ENOSPC: i32 = 28;
     const EIO: i32 = 5;
+    const EOPNOTSUPP: i32 = 95;
+
+    /// The reserve of a small disk, in bytes.
+    const SMALL_RESERVE: usize = 1_000;
+
+    fn small_reserve() -> Reserve {
+        Reserve::new(0, Some(16 * SMALL_RESERVE as u64))
+    }
 
     impl Disk for Arc<Mutex<Faulty>> {
         fn append(&self, bytes: &[u8]) -> io::Result<()> {
@@ -427,6 +439,11 @@ mod tests {
             if let Some(code) = faulty.append_error {
                 faulty.bytes.extend_from_slice(&bytes[..bytes.len() / 2]);
                 return Err(io::Error::from_raw_os_error(code));
+            }
+            let end = faulty.bytes.len() + bytes.len();
+            if faulty.size.is_some_and(|size| end > size.max(faulty.allocated)) {
+                faulty.bytes.extend_from_slice(&bytes[..bytes.len() / 2]);
+                return Err(io::Error::from_raw_os_error(ENOSPC));
             }
             faulty.bytes.extend_from_slice(bytes);
             Ok(())
@@ -443,8 +460,25 @@ mod tests {
         }
 
         fn truncate(&self, length: u64) -> io::Result<()> {
-            self.lock().unwrap().bytes.truncate(usize::try_from(length).unwrap());
+            let mut faulty = self.lock().unwrap();
+            faulty.bytes.truncate(usize::try_from(length).unwrap());
+            faulty.allocated = faulty.bytes.len();
             Ok(())
+        }
+
+        fn allocate(&self, from: u64, to: u64) -> io::Result<()> {
+            let mut faulty = self.lock().unwrap();
+            faulty.allocations += 1;
+            let (from, to) = (usize::try_from(from).unwrap(), usize::try_from(to).unwrap());
+            assert!(from <= faulty.allocated.max(faulty.bytes.len()), "a hole");
+            match faulty.size {
+                None => Err(io::Error::from_raw_os_error(EOPNOTSUPP)),
+                Some(size) if to > size => Err(io::Error::from_raw_os_error(ENOSPC)),
+                Some(_) => {
+                    faulty.allocated = faulty.allocated.max(to);
+                    Ok(())
+                }
+            }
         }
     }
 
@@ -458,7 +492,8 @@ mod tests {
         let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
         let disk = Arc::new(Mutex::new(faulty));
         let limits = QueueLimits { bytes: queue_bytes, wait: Duration::from_millis(20) };
-        let (writer, work) = Writer::new(position, Box::new(Arc::clone(&disk)), policy, limits);
+        let (writer, work) =
+            Writer::new(position, small_reserve(), Box::new(Arc::clone(&disk)), policy, limits);
         let thread = std::thread::spawn(work);
         Log { writer: Arc::new(writer), disk, thread }
     }
@@ -501,7 +536,7 @@ mod tests {
             let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
             // There is no thread.
             let (writer, _work) =
-                Writer::new(position, Box::new(Arc::clone(&disk)), policy, limits);
+                Writer::new(position, small_reserve(), Box::new(Arc::clone(&disk)), policy, limits);
             let taken = writer.try_append(&[record(1)]).unwrap().unwrap();
             let written = matches!(taken, Taken::Written(Ok(())));
             assert_eq!(written, policy != FsyncPolicy::Always);
@@ -517,8 +552,13 @@ mod tests {
         let disk = Arc::new(Mutex::new(slow));
         let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
         let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
-        let (writer, work) =
-            Writer::new(position, Box::new(Arc::clone(&disk)), FsyncPolicy::Never, limits);
+        let (writer, work) = Writer::new(
+            position,
+            small_reserve(),
+            Box::new(Arc::clone(&disk)),
+            FsyncPolicy::Never,
+            limits,
+        );
         writer.append(&[record(1)]).await.unwrap();
         let Some(Taken::Queued(second)) = writer.try_append(&[record(2)]).unwrap() else {
             panic!("written by the one who appends")
@@ -568,6 +608,153 @@ mod tests {
         assert_eq!(log.writer.failure(), None);
     }
 
+    fn write(n: u64, text: Option<&str>) -> LogRecord {
+        let version = Version::new(Timestamp::from_nanos(n), NodeId::new(1));
+        let value = text.map(Value::new);
+        let entry = value.map_or_else(|| Entry::tombstone(version), |v| Entry::live(version, v));
+        LogRecord::Write(KeyedEntry::new(Key::new("k").unwrap(), entry))
+    }
+
+    fn value(n: u64) -> LogRecord {
+        write(n, Some(&"v".repeat(100)))
+    }
+
+    fn removal(n: u64) -> LogRecord {
+        write(n, None)
+    }
+
+    /// Writes values until one is refused: those that were taken.
+    async fn fill(log: &Log) -> Vec<LogRecord> {
+        let mut taken = Vec::new();
+        loop {
+            let next = value(taken.len() as u64);
+            match log.writer.append(std::slice::from_ref(&next)).await {
+                Ok(()) => taken.push(next),
+                Err(error) => {
+                    assert_eq!(error, LogError::DiskFull);
+                    return taken;
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn values_leave_the_reserve_to_removals_and_clock_bounds() {
+        for policy in [FsyncPolicy::Always, FsyncPolicy::EverySec] {
+            let size = 5_000;
+            let log = start(policy, 1 << 20, Faulty { size: Some(size), ..Faulty::default() });
+            let mut taken = fill(&log).await;
+            let end = log.disk.lock().unwrap().bytes.len();
+            assert!(end + SMALL_RESERVE <= size && end + SMALL_RESERVE + 200 > size, "{end}");
+            for n in 100..105 {
+                for record in [removal(n), record(n)] {
+                    log.writer.append(std::slice::from_ref(&record)).await.unwrap();
+                    taken.push(record);
+                }
+                // Not even one that would fit into the reserve.
+                assert_eq!(log.writer.append(&[value(n)]).await, Err(LogError::DiskFull));
+                let mixed = [removal(n), value(n)];
+                assert_eq!(log.writer.append(&mixed).await, Err(LogError::DiskFull));
+            }
+            assert_eq!(log.disk.lock().unwrap().bytes, encoded(&taken));
+            // The reserve is full again before a value is taken.
+            log.disk.lock().unwrap().size = Some(size + 500);
+            assert_eq!(log.writer.append(&[value(200)]).await, Err(LogError::DiskFull));
+            log.disk.lock().unwrap().size = Some(2 * size);
+            log.writer.append(&[value(200)]).await.unwrap();
+            taken.push(value(200));
+            let disk = log.disk.lock().unwrap();
+            assert_eq!(disk.bytes, encoded(&taken));
+            assert!(disk.allocated >= disk.bytes.len() + SMALL_RESERVE);
+        }
+    }
+
+    #[tokio::test]
+    async fn when_the_reserve_is_used_up_removals_are_refused_and_leave_no_trace() {
+        let faulty = Faulty { size: Some(3_000), ..Faulty::default() };
+        let log = start(FsyncPolicy::Never, 1 << 20, faulty);
+        let mut taken = fill(&log).await;
+        loop {
+            let next = removal(100);
+            match log.writer.append(std::slice::from_ref(&next)).await {
+                Ok(()) => taken.push(next),
+                Err(error) => break assert_eq!(error, LogError::DiskFull),
+            }
+        }
+        assert_eq!(log.disk.lock().unwrap().bytes, encoded(&taken));
+        assert_eq!(log.writer.append(&[removal(101)]).await, Err(LogError::DiskFull));
+        log.disk.lock().unwrap().size = Some(10_000);
+        log.writer.append(&[removal(102)]).await.unwrap();
+        log.writer.append(&[value(103)]).await.unwrap();
+        taken.extend([removal(102), value(103)]);
+        let disk = log.disk.lock().unwrap();
+        assert_eq!(disk.bytes, encoded(&taken));
+        assert!(disk.allocated >= disk.bytes.len() + SMALL_RESERVE);
+    }
+
+    #[tokio::test]
+    async fn a_refused_value_takes_no_removal_with_it_that_was_queued_beside_it() {
+        let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
+        let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
+        // No space for a single value; the reserve was taken when the log was opened.
+        let faulty =
+            Faulty { size: Some(SMALL_RESERVE), allocated: SMALL_RESERVE, ..Faulty::default() };
+        let disk = Arc::new(Mutex::new(faulty));
+        let (writer, work) = Writer::new(
+            position,
+            small_reserve(),
+            Box::new(Arc::clone(&disk)),
+            FsyncPolicy::Always,
+            limits,
+        );
+        // One batch: the thread is not there yet.
+        let appends =
+            [vec![value(1)], vec![removal(2)], vec![removal(3), value(3)], vec![record(4)]];
+        let queued: Vec<_> = appends
+            .iter()
+            .map(|records| match writer.try_append(records).unwrap().unwrap() {
+                Taken::Queued(done) => done,
+                Taken::Written(_) => panic!("written before there is a thread"),
+            })
+            .collect();
+        let thread = std::thread::spawn(work);
+        let full = Err(LogError::DiskFull);
+        let mut outcomes = Vec::new();
+        for done in queued {
+            outcomes.push(done.await.unwrap());
+        }
+        assert_eq!(outcomes, [full.clone(), Ok(()), full, Ok(())]);
+        assert_eq!(disk.lock().unwrap().bytes, encoded(&[removal(2), record(4)]));
+        writer.append(&[removal(5)]).await.unwrap();
+        assert_eq!(disk.lock().unwrap().bytes, encoded(&[removal(2), record(4), removal(5)]));
+        assert_eq!(writer.stats().appended, 3);
+        writer.close();
+        thread.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_write_that_was_cut_off_again_costs_no_reserve() {
+        let faulty = Faulty { size: Some(1 << 20), ..Faulty::default() };
+        let log = start(FsyncPolicy::Never, 1 << 20, faulty);
+        log.writer.append(&[value(1)]).await.unwrap();
+        log.disk.lock().unwrap().append_error = Some(ENOSPC);
+        assert_eq!(log.writer.append(&[value(2)]).await, Err(LogError::DiskFull));
+        let disk = log.disk.lock().unwrap();
+        assert_eq!(disk.allocated, disk.bytes.len() + SMALL_RESERVE);
+    }
+
+    #[tokio::test]
+    async fn few_writes_ask_for_space_and_none_where_it_cannot_be_promised() {
+        for (size, most) in [(Some(1 << 20), 17), (None, 1)] {
+            let log = start(FsyncPolicy::Never, 1 << 20, Faulty { size, ..Faulty::default() });
+            for n in 0..100 {
+                log.writer.append(&[value(n)]).await.unwrap();
+            }
+            let disk = log.disk.lock().unwrap();
+            assert!((1..=most).contains(&disk.allocations), "{size:?}: {}", disk.allocations);
+        }
+    }
+
     #[tokio::test]
     async fn a_failed_write_or_sync_ends_the_log_for_good() {
         for (append_error, sync_error) in [(Some(EIO), false), (None, true)] {
@@ -598,14 +785,23 @@ mod tests {
         fn truncate(&self, _: u64) -> io::Result<()> {
             Ok(())
         }
+
+        fn allocate(&self, _: u64, _: u64) -> io::Result<()> {
+            Ok(())
+        }
     }
 
     #[tokio::test]
     async fn a_thread_that_panics_fails_the_log_and_leaves_nobody_waiting() {
         let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
         let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
-        let (writer, work) =
-            Writer::new(position, Box::new(Panicking), FsyncPolicy::Always, limits);
+        let (writer, work) = Writer::new(
+            position,
+            small_reserve(),
+            Box::new(Panicking),
+            FsyncPolicy::Always,
+            limits,
+        );
         let thread = std::thread::spawn(work);
         assert!(writer.append(&[record(1)]).await.is_err());
         assert!(matches!(writer.failed().await, LogError::Failed(_)));

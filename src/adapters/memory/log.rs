@@ -9,8 +9,14 @@ use crate::ports::{LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed
 /// A log in memory. The records outlive it: [`reopen`](Self::reopen) is the log of the next life.
 #[derive(Debug, Default)]
 pub struct MemoryLog {
-    disk: Arc<Mutex<Vec<LogRecord>>>,
+    disk: Arc<Mutex<Disk>>,
     life: Mutex<Life>,
+}
+
+#[derive(Debug, Default)]
+struct Disk {
+    records: Vec<LogRecord>,
+    is_full: bool,
 }
 
 #[derive(Debug, Default)]
@@ -32,11 +38,21 @@ impl MemoryLog {
         self.life().ended = Some(error);
     }
 
+    /// From now on there is no space for values; its reserve for removals has no end.
+    pub fn fill_disk(&self) {
+        self.disk().is_full = true;
+    }
+
+    /// From now on there is space again.
+    pub fn free_disk(&self) {
+        self.disk().is_full = false;
+    }
+
     fn life(&self) -> MutexGuard<'_, Life> {
         self.life.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn disk(&self) -> MutexGuard<'_, Vec<LogRecord>> {
+    fn disk(&self) -> MutexGuard<'_, Disk> {
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -45,7 +61,7 @@ impl MemoryLog {
 impl OpLog for MemoryLog {
     async fn replay(&self, mut visitor: Box<dyn ReplayVisitor>) -> Result<Replayed, LogError> {
         self.life().replayed = true;
-        let records = self.disk().clone();
+        let records = self.disk().records.clone();
         let replayed = Replayed { records: records.len() as u64, ..Replayed::default() };
         for record in records {
             visitor.visit(record);
@@ -61,8 +77,12 @@ impl OpLog for MemoryLog {
         if !life.replayed {
             return Err(LogError::Failed("append before replay".into()));
         }
+        let mut disk = self.disk();
+        if disk.is_full && records.iter().any(LogRecord::holds_value) {
+            return Err(LogError::DiskFull);
+        }
         life.appended += records.len() as u64;
-        self.disk().extend_from_slice(records);
+        disk.records.extend_from_slice(records);
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use super::suite::contract;
+use crate::small_disk::SmallDisk;
 
 contract! {
     async over {
@@ -80,6 +81,50 @@ async fn a_log_on_disk_counts_its_bytes_and_syncs_as_its_policy_says() {
         assert!(after.syncs >= before.syncs.max(forced_by_closing), "{policy:?}: {after:?}");
         assert_eq!(LogStats { syncs: 0, ..after }, LogStats { syncs: 0, ..before });
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_disk_takes_removals_and_clock_bounds_on_files() {
+    for policy in [FsyncPolicy::Always, FsyncPolicy::EverySec, FsyncPolicy::Never] {
+        let files = Files::new(policy);
+        let log_dir = files.dir.path().join("log");
+        let Some(small) = SmallDisk::mount(&log_dir, 1 << 20) else { return };
+        let options = AofOptions::new(&log_dir, "lally", NodeId::new(1));
+        let log = Arc::new(FileAof::open(AofOptions { fsync: policy, ..options }).unwrap());
+        let full_at = |full: bool| if full { small.take_all() } else { small.free() };
+        a_full_disk_takes_removals_and_clock_bounds(log, full_at).await;
+    }
+}
+
+#[tokio::test]
+async fn a_full_disk_takes_removals_and_clock_bounds_in_memory() {
+    let log = Arc::new(MemoryLog::default());
+    let twin = Arc::clone(&log);
+    let full_at = |full: bool| if full { twin.fill_disk() } else { twin.free_disk() };
+    a_full_disk_takes_removals_and_clock_bounds(log, full_at).await;
+}
+
+async fn a_full_disk_takes_removals_and_clock_bounds(log: Arc<dyn OpLog>, full: impl Fn(bool)) {
+    log.replay(Box::new(drop)).await.unwrap();
+    let large = write(1, "large", Some(&"v".repeat(300_000)));
+    log.append(&[write(1, "k", Some("v"))]).await.unwrap();
+    for _ in 0..3 {
+        full(true);
+        let before = log.stats();
+        for time in 2..100 {
+            let refused = log.append(std::slice::from_ref(&large)).await;
+            assert_eq!(refused, Err(LogError::DiskFull));
+            // As a whole, whatever is in it.
+            let refused = log.append(&[write(time, "k", None), large.clone()]).await;
+            assert_eq!(refused, Err(LogError::DiskFull));
+            log.append(&[write(time, "k", None)]).await.unwrap();
+            log.append(&[bound(time), write(time, "other", None)]).await.unwrap();
+        }
+        assert_eq!(log.stats().appended, before.appended + 3 * 98);
+        full(false);
+        log.append(&[write(200, "k", Some("again"))]).await.unwrap();
+    }
+    log.close().await.unwrap();
 }
 
 async fn a_new_log_replays_nothing(disk: &dyn Disk) {

@@ -1,48 +1,14 @@
-//! A disk that is full: writes are refused, reads go on, and space is all it takes to go on.
-//!
-//! The data directory is a small file system in memory, which needs root and the right to mount;
-//! elsewhere the test is skipped and says so.
-
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+//! A disk that is full: writes are refused, reads and removals go on, and space is all it takes to
+//! go on.
 
 use super::node::Setup;
-
-/// A file system of this size, until dropped.
-struct SmallDisk(PathBuf);
-
-impl SmallDisk {
-    fn mount(at: &Path, bytes: u64) -> Option<Self> {
-        fs::create_dir(at).unwrap();
-        let options = format!("size={bytes},mode=0700");
-        let mounted = Command::new("mount")
-            .args(["-t", "tmpfs", "-o", &options, "tmpfs"])
-            .arg(at)
-            .output()
-            .is_ok_and(|output| output.status.success());
-        mounted.then(|| Self(at.to_owned()))
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        // Lazily: the node of a test that failed may still be on it.
-        if !Command::new("umount").arg("-l").arg(&self.0).status().is_ok_and(|s| s.success()) {
-            eprintln!("{} is still mounted", self.0.display());
-        }
-    }
-}
+use crate::small_disk::SmallDisk;
 
 #[test]
 fn a_full_disk_refuses_writes_serves_reads_and_goes_on_when_there_is_space() {
     let setup = Setup::new();
-    let Some(disk) = SmallDisk::mount(&setup.data_dir(), 1 << 20) else {
-        eprintln!("SKIPPED: a file system in memory cannot be mounted here (not root?)");
-        return;
-    };
-    let ballast = disk.0.join("ballast");
-    fs::write(&ballast, vec![0; 512 * 1024]).unwrap();
+    let Some(disk) = SmallDisk::mount(&setup.data_dir(), 1 << 20) else { return };
+    disk.take(512 * 1024);
     let mut node = setup.start_ready();
     let mut client = node.client();
     let value = "x".repeat(20_000);
@@ -62,7 +28,7 @@ fn a_full_disk_refuses_writes_serves_reads_and_goes_on_when_there_is_space() {
         assert_eq!(client.get("k0").value().as_ref(), Some(&value));
         assert_eq!(client.get("one more").value(), None);
     }
-    fs::remove_file(&ballast).unwrap();
+    disk.free();
     client.add("after", &value).succeeded();
     // Nothing of what was refused is in the log, and nothing else is missing.
     node.kill9();
@@ -75,6 +41,55 @@ fn a_full_disk_refuses_writes_serves_reads_and_goes_on_when_there_is_space() {
         assert_eq!(client.get(&key).value().as_ref(), Some(&value), "{key}");
     }
     // The file system goes before the directory that it is mounted in.
+    let setup = node.setup().clone();
+    drop(node);
+    drop(disk);
+    drop(setup);
+}
+
+#[test]
+fn a_full_disk_takes_removals_which_stay_after_a_kill_and_refuses_values_all_the_while() {
+    let setup = Setup::new();
+    let Some(disk) = SmallDisk::mount(&setup.data_dir(), 1 << 20) else { return };
+    let mut node = setup.start_ready();
+    let mut client = node.client();
+    let value = "x".repeat(1_000);
+    for i in 0..200 {
+        client.add(&format!("k{i}"), &value).succeeded();
+    }
+    disk.take_all();
+    let large = "x".repeat(200_000);
+    client.add("large", &large).failed(507, "disk_full");
+    for i in 0..100 {
+        let key = format!("k{i}");
+        let reply = client.remove(&key).succeeded();
+        assert_eq!(reply.value().as_ref(), Some(&value));
+        assert!(!reply.timestamp().is_empty());
+        assert_eq!(client.get(&key).value(), None);
+        client.add(&key, &large).failed(507, "disk_full");
+        assert_eq!(client.get(&key).value(), None);
+    }
+    // Also of what was never there.
+    assert_eq!(client.remove("never written").succeeded().value(), None);
+    node.kill9();
+    // A start writes down its generation.
+    disk.free();
+    node.restart();
+    node.wait_ready();
+    let (_, keys, tombstones) = node.holdings();
+    assert_eq!((keys, tombstones), (100, 101));
+    let mut client = node.client();
+    for i in 0..200 {
+        let expected = (i >= 100).then_some(&value);
+        assert_eq!(client.get(&format!("k{i}")).value().as_ref(), expected, "k{i}");
+    }
+    // Space is all it takes, also without a restart.
+    disk.take_all();
+    client.add("large", &large).failed(507, "disk_full");
+    client.remove("k100").succeeded();
+    disk.free();
+    client.add("large", &large).succeeded();
+    node.wait_for_log(&["the disk has space again"]);
     let setup = node.setup().clone();
     drop(node);
     drop(disk);
