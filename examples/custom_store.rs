@@ -81,6 +81,7 @@ impl Store for CountingStore {
         let mut stats = StoreStats::default();
         for (key, entry) in self.entries().iter() {
             stats.payload_bytes += entry.payload_bytes(key) as u64;
+            stats.memory_bytes += entry.content.memory_bytes(key) as u64;
             if entry.is_tombstone() { stats.tombstones += 1 } else { stats.keys += 1 }
         }
         stats

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use crate::domain::{Content, Key, MemberState, QuorumSpec, Value};
+use crate::domain::{Content, Key, MemberState, MemoryLimit, QuorumSpec, Value};
 use crate::ports::{
     Answer, ClientApi, ClientError, ClusterStatus, MemberStatus, NodeStats, NodeStatus, OpKind,
     OpLog, Operation, Origin, RequestOptions,
@@ -50,6 +50,7 @@ pub(crate) struct Defaults {
     pub(crate) write_quorum: QuorumSpec,
     pub(crate) timeout: Duration,
     pub(crate) max_value_bytes: usize,
+    pub(crate) max_memory: MemoryLimit,
 }
 
 #[async_trait]
@@ -77,9 +78,11 @@ impl ClientApi for Coordinator {
         if bytes > max_bytes {
             return Err(ClientError::TooLarge { bytes, max_bytes });
         }
-        self.ask_hooks(OpKind::Add, &key, Some(&value)).await?;
+        let content = Content::Live(value);
+        self.admit_growth(&key, &content)?;
+        self.ask_hooks(OpKind::Add, &key, content.value()).await?;
         let quorum = options.quorum.unwrap_or(self.defaults.write_quorum);
-        self.writer.write(key, Content::Live(value), quorum, deadline).await
+        self.writer.write(key, content, quorum, deadline).await
     }
 
     async fn remove(&self, key: Key, options: RequestOptions) -> Result<Answer, ClientError> {
@@ -125,6 +128,7 @@ impl ClientApi for Coordinator {
         let (hook_drops, hook_panics) = self.hooks.counts();
         NodeStats {
             store: self.replica.store().stats(),
+            memory_limit: self.defaults.max_memory,
             log: self.log.stats(),
             read_repairs: self.repair.repaired(),
             hints_delivered: self.handoff.delivered(),
@@ -144,6 +148,18 @@ impl Coordinator {
         Ok(Instant::now() + timeout)
     }
 
+    /// Whether there is memory for a value. Writes under way are not counted: together they may
+    /// exceed the limit.
+    fn admit_growth(&self, key: &Key, content: &Content) -> Result<(), ClientError> {
+        let limit = self.defaults.max_memory;
+        if limit == MemoryLimit::NONE {
+            return Ok(());
+        }
+        let (used, held) = (self.replica.store().stats().memory_bytes, self.replica.get(key));
+        let admitted = limit.admit(used, key, held.as_ref(), content);
+        admitted.map_err(|full| ClientError::MemoryFull { max_memory: full.limit_bytes })
+    }
+
     async fn ask_hooks(
         &self,
         kind: OpKind,
@@ -155,5 +171,92 @@ impl Coordinator {
         }
         let (key, value, origin) = (key.clone(), value.cloned(), Origin::Client);
         self.hooks.before(Operation { key, kind, origin, value, version: None }).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::app::fixture::{Fixture, TestNode, key, live};
+    use crate::domain::{Entry, KeyedEntry};
+
+    /// A node whose data may take as much as these values under keys of one letter do.
+    fn node_for(values: &[usize]) -> TestNode {
+        let memory = values.iter().map(|bytes| content(*bytes).memory_bytes(&key("k")) as u64);
+        let mut fixture = Fixture::with_peers([2]).all_acknowledge();
+        fixture.settings.max_memory = MemoryLimit::bytes(memory.sum());
+        fixture.build()
+    }
+
+    fn content(bytes: usize) -> Content {
+        Content::Live(value(bytes))
+    }
+
+    fn value(bytes: usize) -> Value {
+        Value::new(&"v".repeat(bytes))
+    }
+
+    async fn add(node: &TestNode, name: &str, bytes: usize) -> Result<(), ClientError> {
+        let options = RequestOptions::default();
+        node.client().add(key(name), value(bytes), options).await.map(|_| ())
+    }
+
+    fn full(node: &TestNode) -> Result<(), ClientError> {
+        let max_memory = node.client().stats().memory_limit.as_bytes().unwrap();
+        Err(ClientError::MemoryFull { max_memory })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_makes_the_data_outgrow_its_memory_is_refused_and_nothing_is_done() {
+        let node = node_for(&[100, 100]);
+        add(&node, "a", 100).await.unwrap();
+        add(&node, "b", 100).await.unwrap();
+        let held = node.held("a");
+        for (name, bytes) in [("c", 0), ("a", 200)] {
+            assert_eq!(add(&node, name, bytes).await, full(&node));
+        }
+        assert_eq!((node.held("a"), node.held("c")), (held, None));
+        node.node.finish().await;
+        assert_eq!(node.client().cluster().members[0].hints, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_makes_no_data_grow_is_taken_and_what_it_frees_can_be_used() {
+        let node = node_for(&[1_000, 1_000]);
+        for name in ["a", "b"] {
+            add(&node, name, 1_000).await.unwrap();
+        }
+        assert_eq!(add(&node, "c", 10).await, full(&node));
+        add(&node, "a", 1_000).await.unwrap();
+        add(&node, "a", 500).await.unwrap();
+        add(&node, "c", 10).await.unwrap();
+        assert_eq!(add(&node, "d", 500).await, full(&node));
+        for name in ["b", "absent"] {
+            node.client().remove(key(name), RequestOptions::default()).await.unwrap();
+        }
+        add(&node, "d", 500).await.unwrap();
+        assert!(node.client().get(key("d"), RequestOptions::default()).await.is_ok());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_other_nodes_send_is_taken_beyond_the_limit() {
+        let node = node_for(&[100]);
+        let writes: Vec<_> =
+            ["a", "b", "c"].map(|name| KeyedEntry::new(key(name), live(5, "v"))).into();
+        for origin in [Origin::Replica, Origin::Sync] {
+            let replies = node.node.replica_api().apply(writes.clone(), origin).await;
+            assert!(replies.iter().all(Result::is_ok), "{replies:?}");
+        }
+        let stats = node.client().stats();
+        assert!(stats.store.memory_bytes > stats.memory_limit.as_bytes().unwrap());
+        assert_eq!(add(&node, "d", 1).await, full(&node));
+        assert_eq!(node.held("c").as_ref().and_then(Entry::value), Some(&Value::new("v")));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_limit_everything_is_taken() {
+        let node = Fixture::with_peers([]).build();
+        add(&node, "a", 1 << 20).await.unwrap();
+        assert_eq!(node.client().stats().memory_limit, MemoryLimit::NONE);
     }
 }

@@ -189,7 +189,12 @@ fn mock_store(map: &Map) -> MockStore {
             }
         }
     });
-    store.expect_stats().return_const(StoreStats::default());
+    let held = Arc::clone(map);
+    store.expect_stats().returning(move || {
+        let held = held.lock().unwrap();
+        let memory = held.iter().map(|(key, entry)| entry.content.memory_bytes(key) as u64);
+        StoreStats { memory_bytes: memory.sum(), ..StoreStats::default() }
+    });
     store.expect_digest().return_const(Digest::default());
     store
 }

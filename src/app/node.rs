@@ -172,6 +172,7 @@ impl Node {
                 write_quorum: settings.write_quorum,
                 timeout: settings.request_timeout,
                 max_value_bytes: settings.max_value_bytes.min(MAX_VALUE_BYTES),
+                max_memory: settings.max_memory,
             },
             stage: Arc::clone(&stage),
             members: Arc::clone(&members),

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::domain::QuorumSpec;
+use crate::domain::{MemoryLimit, QuorumSpec};
 
 /// The settings of a node. [`NodeSettings::new`] has the defaults of the configuration.
 #[derive(Debug, Clone)]
@@ -26,6 +26,8 @@ pub struct NodeSettings {
     pub peer_timeout: Duration,
     /// Longest value, in bytes; at most [`MAX_VALUE_BYTES`](crate::domain::MAX_VALUE_BYTES).
     pub max_value_bytes: usize,
+    /// How much the data may take in memory before clients' writes that make it grow are refused.
+    pub max_memory: MemoryLimit,
     /// How far ahead of this node's clock a version may be.
     pub max_clock_drift: Duration,
     /// Bytes of hints kept per absent member; beyond it the member is compared in full.
@@ -49,6 +51,7 @@ impl NodeSettings {
             request_timeout: Duration::from_secs(2),
             peer_timeout: Duration::from_secs(2),
             max_value_bytes: 1 << 20,
+            max_memory: MemoryLimit::NONE,
             max_clock_drift: Duration::from_millis(500),
             max_hint_bytes: 64 << 20,
             anti_entropy_interval: Duration::from_secs(30),

@@ -29,6 +29,16 @@ pub struct Entry {
     pub content: Content,
 }
 
+impl Content {
+    /// The value, unless this is a tombstone.
+    pub const fn value(&self) -> Option<&Value> {
+        match self {
+            Self::Live(value) => Some(value),
+            Self::Tombstone => None,
+        }
+    }
+}
+
 impl Entry {
     /// A live value.
     pub const fn live(version: Version, value: Value) -> Self {
@@ -42,10 +52,7 @@ impl Entry {
 
     /// The value, unless this is a tombstone.
     pub const fn value(&self) -> Option<&Value> {
-        match &self.content {
-            Content::Live(value) => Some(value),
-            Content::Tombstone => None,
-        }
+        self.content.value()
     }
 
     /// Whether this records a removal.

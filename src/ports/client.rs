@@ -4,7 +4,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::domain::{Digest, Key, Member, MemberState, NodeId, QuorumSpec, Timestamp, Value};
+use crate::domain::{
+    Digest, Key, Member, MemberState, MemoryLimit, NodeId, QuorumSpec, Timestamp, Value,
+};
 
 use super::{LogStats, StoreStats};
 
@@ -99,9 +101,20 @@ pub enum ClientError {
         /// The limit.
         max_bytes: usize,
     },
-    /// The disk of the log is full. Reads and removals work; a retry helps once there is space.
-    #[error("the disk is full: values are refused until there is space; removing keys still works")]
+    /// The disk of the log is full. Reads work, and removals as long as the log's reserve lasts; a retry helps
+    /// once there is space.
+    #[error("the disk is full: a retry helps once there is space")]
     DiskFull,
+    /// The data of this node takes as much memory as it may. Reads, removals, and writes that make
+    /// no value longer work; a retry helps once keys were removed.
+    #[error(
+        "the data takes as much memory as it may, {max_memory} bytes (max_memory): remove keys, or \
+         give the node more"
+    )]
+    MemoryFull {
+        /// The limit, in bytes.
+        max_memory: u64,
+    },
     /// A hook refused the operation. No retry helps.
     #[error("refused by the {hook} hook: {reason}")]
     Vetoed {
@@ -162,6 +175,8 @@ impl MemberStatus {
 pub struct NodeStats {
     /// The store.
     pub store: StoreStats,
+    /// What the store may take in memory.
+    pub memory_limit: MemoryLimit,
     /// The log.
     pub log: LogStats,
     /// Entries sent to replicas that a read found behind.

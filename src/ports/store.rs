@@ -59,4 +59,6 @@ pub struct StoreStats {
     pub tombstones: u64,
     /// Bytes of all keys and values, without overhead.
     pub payload_bytes: u64,
+    /// Bytes that the entries take in memory: the sum of [`Content::memory_bytes`](crate::domain::Content::memory_bytes).
+    pub memory_bytes: u64,
 }

@@ -69,7 +69,7 @@ macro_rules! key {
 
 /// Every key, in the order of the help.
 #[rustfmt::skip]
-pub(super) const KEYS: [KeySpec; 22] = [
+pub(super) const KEYS: [KeySpec; 23] = [
     key!("fresh", "fresh", Switch, "BOOL", Some("false"),
         "Start with an empty log; the old one is moved aside, never deleted",
         "true or false"),
@@ -121,6 +121,9 @@ pub(super) const KEYS: [KeySpec; 22] = [
     key!("max_body_bytes", "max-body-bytes", Number, "SIZE", None,
         "Longest body of an HTTP request [default: 2MiB, or twice max_value_bytes if that is more]",
         "a size from 1KiB to 128MiB: bytes, or a whole number with KiB or MiB"),
+    key!("max_memory", "max-memory", Number, "SIZE", None,
+        "What the data of this node may take in memory; above it, writes that make it grow are refused [default: no limit]",
+        "a size of 1MiB or more: bytes, or a whole number with KiB, MiB or GiB"),
     key!("max_clock_drift", "max-clock-drift", Text, "DURATION", Some("500ms"),
         "How far in the future a version may lie before it is refused",
         "a duration from 1ms to 1h, such as 500ms"),

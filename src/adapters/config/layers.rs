@@ -340,6 +340,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         assert_eq!((config.cluster_name.as_str(), config.log_level.as_str()), ("lally", "info"));
         assert_eq!(config.request_timeout, Duration::from_secs(2));
         assert_eq!((config.max_value_bytes, config.max_body_bytes), (1 << 20, 2 << 20));
+        assert_eq!(config.max_memory, None);
         assert_eq!(config.max_clock_drift, Duration::from_millis(500));
         assert_eq!(config.anti_entropy_interval, Duration::from_secs(30));
         assert!(config.hooks.is_empty());
@@ -405,6 +406,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
             ("log_format", "json"),
             ("max_value_bytes", "16MiB"),
             ("max_body_bytes", "20MiB"),
+            ("max_memory", "8GiB"),
             ("max_clock_drift", "1s"),
             ("hooks", "audit"),
             ("anti_entropy_interval", "1m"),
@@ -423,6 +425,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         assert_eq!(variables.config(), from_file);
         assert_eq!(from_file.write_quorum.to_string(), "2");
         assert_eq!(from_file.max_body_bytes, 20 << 20);
+        assert_eq!(from_file.max_memory, Some(8 << 30));
         assert_ne!(from_file.worker_threads.get(), 0);
         let replay = layers().env("LALLY_REPLAY_LOG", "/x.aof").config().replay_log;
         assert_eq!(replay, Some(PathBuf::from("/x.aof")));
@@ -529,6 +532,10 @@ write_quorum: 1 # Number of nodes required for a successful write operation
             ("max_value_bytes", "0", "16MiB"),
             ("max_value_bytes", "17MiB", "16MiB"),
             ("max_body_bytes", "1B", "128MiB"),
+            ("max_memory", "0", "1MiB or more"),
+            ("max_memory", "1023KiB", "1MiB or more"),
+            ("max_memory", "1 GB", "1MiB or more"),
+            ("max_memory", "half", "1MiB or more"),
             ("max_clock_drift", "2h", "to 1h"),
             ("hooks", "webhook", "the known hooks are: audit"),
             ("anti_entropy_interval", "1ms", "10ms to 24h"),

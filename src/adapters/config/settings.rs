@@ -64,6 +64,8 @@ pub struct Config {
     pub max_value_bytes: usize,
     /// Longest HTTP body, not less than `max_value_bytes`.
     pub max_body_bytes: usize,
+    /// Bytes that the data may take in memory, at least 1 MiB.
+    pub max_memory: Option<u64>,
     /// How far in the future a version may lie.
     pub max_clock_drift: Duration,
     /// Names out of [`KNOWN_HOOKS`], each once.
@@ -121,6 +123,8 @@ impl Config {
             log_format: from.required("log_format", log_format)?,
             max_value_bytes,
             max_body_bytes: max_body_bytes.unwrap_or(default_body_bytes),
+            max_memory: from
+                .optional("max_memory", |v| forms::in_range(forms::size(v)?, MIB, u64::MAX, v))?,
             max_clock_drift: from.required("max_clock_drift", |v| duration(v, 1, 3_600_000))?,
             hooks: from.optional("hooks", hooks)?.unwrap_or_default(),
             anti_entropy_interval: from

@@ -20,10 +20,11 @@ pub(super) enum Code {
     Overloaded,
     ShuttingDown,
     DiskFull,
+    MemoryFull,
 }
 
 impl Code {
-    pub(super) const ALL: [Self; 11] = [
+    pub(super) const ALL: [Self; 12] = [
         Self::BadRequest,
         Self::Vetoed,
         Self::NotFound,
@@ -35,6 +36,7 @@ impl Code {
         Self::Overloaded,
         Self::ShuttingDown,
         Self::DiskFull,
+        Self::MemoryFull,
     ];
 
     /// As in the body.
@@ -51,6 +53,7 @@ impl Code {
             Self::Overloaded => "overloaded",
             Self::ShuttingDown => "shutting_down",
             Self::DiskFull => "disk_full",
+            Self::MemoryFull => "memory_full",
         }
     }
 
@@ -67,7 +70,7 @@ impl Code {
             Self::NotReady | Self::Overloaded | Self::ShuttingDown => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
-            Self::DiskFull => StatusCode::INSUFFICIENT_STORAGE,
+            Self::DiskFull | Self::MemoryFull => StatusCode::INSUFFICIENT_STORAGE,
         }
     }
 }
@@ -97,6 +100,7 @@ impl From<ClientError> for Refusal {
             ClientError::ShuttingDown => Code::ShuttingDown,
             ClientError::TooLarge { .. } => Code::TooLarge,
             ClientError::DiskFull => Code::DiskFull,
+            ClientError::MemoryFull { .. } => Code::MemoryFull,
             ClientError::Vetoed { .. } => Code::Vetoed,
         };
         Self::new(code, error.to_string())
@@ -112,7 +116,7 @@ mod tests {
         for (index, code) in Code::ALL.into_iter().enumerate() {
             assert_eq!(code as usize, index);
         }
-        assert_eq!(Code::DiskFull as usize + 1, Code::ALL.len());
+        assert_eq!(Code::MemoryFull as usize + 1, Code::ALL.len());
     }
 
     #[test]
@@ -123,6 +127,7 @@ mod tests {
             (ClientError::ShuttingDown, 503, "shutting_down"),
             (ClientError::TooLarge { bytes: 2, max_bytes: 1 }, 413, "too_large"),
             (ClientError::DiskFull, 507, "disk_full"),
+            (ClientError::MemoryFull { max_memory: 1 << 30 }, 507, "memory_full"),
             (ClientError::Vetoed { hook: "audit", reason: "no".into() }, 403, "vetoed"),
         ];
         for (error, status, code) in cases {

@@ -248,7 +248,7 @@ impl Scrape {
     }
 
     fn encode_gauges(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let NodeStats { store, log, .. } = self.api.stats();
+        let NodeStats { store, log, memory_limit, .. } = self.api.stats();
         let ready = u64::from(self.api.readiness().is_ok());
         let in_flight = self.metrics.in_flight.load(Ordering::Relaxed) as u64;
         let connections = self.metrics.connections.load(Ordering::Relaxed) as u64;
@@ -257,11 +257,18 @@ impl Scrape {
             ("keys", "Keys with a value", store.keys),
             ("tombstones", "Removed keys that are remembered", store.tombstones),
             ("payload_bytes", "Bytes of all keys and values", store.payload_bytes),
+            ("memory_bytes", "Bytes of memory that the data takes", store.memory_bytes),
             ("log_bytes", "Bytes of the log on disk", log.bytes),
             ("http_requests_in_flight", "Requests worked on right now", in_flight),
             ("http_connections", "Open connections", connections),
         ] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
+        }
+        if let Some(bytes) = memory_limit.as_bytes() {
+            let help = "Bytes of memory that the data may take (max_memory)";
+            encoder
+                .encode_descriptor("memory_limit_bytes", help, None, MetricType::Gauge)?
+                .encode_gauge(&bytes)?;
         }
         Ok(())
     }

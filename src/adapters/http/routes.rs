@@ -184,7 +184,9 @@ const fn outcome(verdict: Verdict) -> Outcome {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::{Digest, Member, MemberState, NodeId, Phase, QuorumSpec, Timestamp, Value};
+    use crate::domain::{
+        Digest, Member, MemberState, MemoryLimit, NodeId, Phase, QuorumSpec, Timestamp, Value,
+    };
     use crate::ports::{
         Answer, ClientError, ClusterStatus, LogStats, MemberStatus, MockClientApi, NodeStats,
         NodeStatus, RequestOptions, StoreStats,
@@ -330,6 +332,7 @@ mod tests {
             (ClientError::ShuttingDown, 503, "shutting_down"),
             (ClientError::TooLarge { bytes: 2, max_bytes: 1 }, 413, "too_large"),
             (ClientError::DiskFull, 507, "disk_full"),
+            (ClientError::MemoryFull { max_memory: 1 << 30 }, 507, "memory_full"),
             (ClientError::Vetoed { hook: "h", reason: "no".into() }, 403, "vetoed"),
         ];
         for (error, status, code) in cases {
@@ -484,7 +487,7 @@ mod tests {
             cluster: "lally".into(),
             node: NodeStatus { member: member(1), state: MemberState::Alive },
             members: vec![MemberStatus { member: member(2), state, hints: 7, in_sync: false }],
-            store: StoreStats { keys: 10, tombstones: 2, payload_bytes: 300 },
+            store: StoreStats { keys: 10, tombstones: 2, payload_bytes: 300, memory_bytes: 2_000 },
             digest: Digest::default(),
         }
     }
@@ -516,6 +519,7 @@ mod tests {
         api.expect_readiness().returning(|| Ok(()));
         api.expect_stats().returning(|| NodeStats {
             store: two_nodes().store,
+            memory_limit: MemoryLimit::bytes(9_000),
             log: LogStats { bytes: 4_096, appended: 12, syncs: 3 },
             read_repairs: 5,
             ..NodeStats::default()
@@ -539,6 +543,8 @@ mod tests {
             "lally_keys 10",
             "lally_tombstones 2",
             "lally_payload_bytes 300",
+            "lally_memory_bytes 2000",
+            "lally_memory_limit_bytes 9000",
             "lally_log_bytes 4096",
             "lally_log_appended_records_total 12",
             "lally_log_syncs_total 3",

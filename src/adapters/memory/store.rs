@@ -81,12 +81,14 @@ impl Contents {
     fn count_in(&mut self, key: &Key, entry: &Entry) {
         self.flip(key, entry);
         self.stats.payload_bytes += entry.payload_bytes(key) as u64;
+        self.stats.memory_bytes += entry.content.memory_bytes(key) as u64;
         *self.counter(entry) += 1;
     }
 
     fn count_out(&mut self, key: &Key, entry: &Entry) {
         self.flip(key, entry);
         self.stats.payload_bytes -= entry.payload_bytes(key) as u64;
+        self.stats.memory_bytes -= entry.content.memory_bytes(key) as u64;
         *self.counter(entry) -= 1;
     }
 

@@ -15,6 +15,7 @@ use crate::adapters::grpc::{self, GrpcOptions, GrpcPeers, ServerOptions};
 use crate::adapters::http::{self, HttpOptions};
 use crate::adapters::{hooks, swim};
 use crate::app::{Node, NodeParts, NodeSettings};
+use crate::domain::MemoryLimit;
 use crate::ports::Hook;
 
 use super::addresses::Addresses;
@@ -194,6 +195,7 @@ fn settings(config: &Config, addresses: &Addresses, random_seed: u64) -> NodeSet
         write_quorum: config.write_quorum,
         request_timeout: config.request_timeout,
         max_value_bytes: config.max_value_bytes,
+        max_memory: config.max_memory.map_or(MemoryLimit::NONE, MemoryLimit::bytes),
         max_clock_drift: config.max_clock_drift,
         anti_entropy_interval: config.anti_entropy_interval,
         random_seed,

@@ -6,7 +6,8 @@
 //! What is watched, by module: [`config`] (every setting in every layer, every refusal),
 //! [`lifecycle`] (start, stop, signals, exit codes, the log file), [`http`] (shapes, codes,
 //! limits), [`abuse`] (what no client should send), [`cluster`] (quorums, joining, leaving),
-//! [`faults`] (members that die, hang, or lose their disk), [`full_disk`], [`content`] (bytes come
+//! [`faults`] (members that die, hang, or lose their disk), [`full_disk`], [`full_memory`],
+//! [`content`] (bytes come
 //! back as they were), [`kill_loop`], [`dataset`], and [`readme`] (what it tells people to type).
 //!
 //! The harness: [`node`] runs a process, [`client`] speaks HTTP so plainly that the raw text of an
@@ -21,6 +22,7 @@ mod content;
 mod dataset;
 mod faults;
 mod full_disk;
+mod full_memory;
 mod http;
 mod kill_loop;
 mod lifecycle;
