@@ -7,7 +7,7 @@
 //! [`lifecycle`] (start, stop, signals, exit codes, the log file), [`http`] (shapes, codes,
 //! limits), [`abuse`] (what no client should send), [`cluster`] (quorums, joining, leaving),
 //! [`faults`] (members that die, hang, or lose their disk), [`full_disk`], [`full_memory`],
-//! [`content`] (bytes come
+//! [`overload`], [`content`] (bytes come
 //! back as they were), [`kill_loop`], [`dataset`], and [`readme`] (what it tells people to type).
 //!
 //! The harness: [`node`] runs a process, [`client`] speaks HTTP so plainly that the raw text of an
@@ -27,6 +27,7 @@ mod http;
 mod kill_loop;
 mod lifecycle;
 mod node;
+mod overload;
 mod readme;
 mod ring;
 mod shape;

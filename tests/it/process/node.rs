@@ -262,6 +262,22 @@ impl Node {
         assert!(status.success(), "signal {name} not sent");
     }
 
+    /// SIGSTOP, and waits until no thread of it runs any more: a signal that was sent has not
+    /// arrived yet.
+    pub fn hang(&self) {
+        self.signal("STOP");
+        let tasks = format!("/proc/{}/task", self.process.child.id());
+        eventually("every thread is stopped", PATIENCE, || {
+            let runs = fs::read_dir(&tasks).unwrap().find_map(|task| {
+                let stat = fs::read_to_string(task.ok()?.path().join("stat")).ok()?;
+                // The state stands behind the name, which is in parentheses.
+                let state = stat.rsplit(')').next()?.trim_start().chars().next()?;
+                (state != 'T').then_some(stat)
+            });
+            runs.map_or(Ok(()), Err)
+        });
+    }
+
     /// SIGKILL, and waits until it is gone.
     pub fn kill9(&mut self) {
         self.process.kill();
