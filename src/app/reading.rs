@@ -20,6 +20,7 @@ use crate::ports::{Answer, Peer, PeerError, PeerTransport, Verdict};
 use super::apply::Replica;
 use super::members::Members;
 use super::repair::ReadRepair;
+use super::settings::UNREACHABLE_GRACE;
 use super::stamps::Stamps;
 use super::tasks::Tasks;
 
@@ -28,9 +29,6 @@ use super::tasks::Tasks;
 const HEDGE_AFTER_MIN: Duration = Duration::from_millis(10);
 const HEDGE_AFTER_MAX: Duration = Duration::from_millis(100);
 const HEDGE_ROUND_TRIPS: u32 = 3;
-
-/// How long answers are still collected for a read whose quorum cannot be met.
-const UNREACHABLE_GRACE: Duration = Duration::from_millis(100);
 
 /// Carries out reads.
 pub(crate) struct Reader {

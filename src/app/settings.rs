@@ -4,6 +4,10 @@ use std::time::Duration;
 
 use crate::domain::{MemoryLimit, QuorumSpec};
 
+/// How long answers are still collected for an operation whose quorum cannot be met: long enough for
+/// replicas that are up, so that the answer says how many they are, and short enough for "at once".
+pub(crate) const UNREACHABLE_GRACE: Duration = Duration::from_millis(100);
+
 /// The settings of a node. [`NodeSettings::new`] has the defaults of the configuration.
 #[derive(Debug, Clone)]
 pub struct NodeSettings {

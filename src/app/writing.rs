@@ -27,6 +27,7 @@ use crate::ports::{
 use super::apply::Replica;
 use super::handoff::Handoff;
 use super::members::Members;
+use super::settings::UNREACHABLE_GRACE;
 use super::stamps::Stamps;
 use super::tasks::Tasks;
 
@@ -34,10 +35,6 @@ use super::tasks::Tasks;
 /// clock has moved past all versions seen, so more than one repetition takes a rival that writes
 /// the key at the same moment; the last attempt counts such a rival's entry as ours.
 const MAX_ATTEMPTS: u8 = 3;
-
-/// How long answers are still collected for a write whose quorum cannot be met: long enough for
-/// replicas that are up, so that the answer says how many they are, and short enough for "at once".
-const UNREACHABLE_GRACE: Duration = Duration::from_millis(100);
 
 type Outcome = Result<Answer, ClientError>;
 
@@ -341,7 +338,10 @@ impl Running {
     fn record_failure(&mut self, node: NodeId, failure: Failure) {
         match failure {
             Failure::Here(error) => {
-                tracing::warn!(%error, "write not taken by this node");
+                // A full disk is reported once, by the log.
+                if error != ApplyError::Log(LogError::DiskFull) {
+                    tracing::warn!(%error, "write not taken by this node");
+                }
                 // A log that failed may hold it all the same, and the next start find it.
                 self.in_doubt |= matches!(error, ApplyError::Log(LogError::Failed(_)));
                 self.failed_here = Some(error);

@@ -3,8 +3,8 @@
 //! Callers queue requests; one task sends whatever is queued in the next message, so batches grow
 //! with the load and a lone request waits for nobody. Replies come back in any order and find their
 //! callers by number. When the stream breaks, what was sent may have been carried out (timed out);
-//! what was not has not (unreachable). The task connects again by itself, with backoff; while it
-//! waits, calls fail at once.
+//! what was not has not (unreachable). The task connects again by itself, with backoff, or as soon as
+//! the peer is heard of in another way; while it waits, calls fail at once.
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -15,7 +15,7 @@ use arc_swap::ArcSwapOption;
 use futures_util::StreamExt;
 use prost::Message;
 use rapidhash::fast::RandomState;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Streaming;
 use tonic::transport::Channel;
@@ -58,6 +58,8 @@ pub(super) struct Link {
 struct Shared {
     /// Why calls fail at once; `None` while connected, or while connecting for the first time.
     down: ArcSwapOption<PeerError>,
+    /// Ends the wait before the next attempt to connect.
+    heard_of: Notify,
     queued_bytes: AtomicUsize,
     pending: Mutex<Pending>,
     /// Smoothed, in microseconds; 0 if there were no calls.
@@ -94,6 +96,7 @@ impl Link {
         let (queue, calls) = mpsc::channel(QUEUE_LENGTH);
         let shared = Arc::new(Shared {
             down: ArcSwapOption::empty(),
+            heard_of: Notify::new(),
             queued_bytes: AtomicUsize::new(0),
             pending: Mutex::default(),
             round_trip_us: AtomicU64::new(0),
@@ -128,6 +131,13 @@ impl Link {
     pub(super) fn round_trip(&self) -> Option<Duration> {
         let micros = self.shared.round_trip_us.load(Ordering::Relaxed);
         (micros > 0).then(|| Duration::from_micros(micros))
+    }
+
+    /// The peer answered on another connection: there is no reason to wait any longer.
+    pub(super) fn note_heard_of(&self) {
+        if self.shared.down.load().is_some() {
+            self.shared.heard_of.notify_one();
+        }
     }
 
     /// Whether the task has ended.
@@ -286,13 +296,20 @@ impl Task {
         batch
     }
 
-    /// Lets the time pass, refusing what comes in; `false` once nobody holds the link any more.
+    /// Lets the time pass, refusing what comes in, but no more than the shortest time once the peer
+    /// is heard of; `false` once nobody holds the link any more.
     async fn wait(&mut self, time: Duration) -> bool {
+        let shared = Arc::clone(&self.shared);
         let until = tokio::time::sleep(time);
-        tokio::pin!(until);
+        let heard_of = async {
+            tokio::time::sleep(BACKOFF_MIN.min(time)).await;
+            shared.heard_of.notified().await;
+        };
+        tokio::pin!(until, heard_of);
         loop {
             tokio::select! {
                 () = &mut until => return true,
+                () = &mut heard_of => return true,
                 call = self.calls.recv() => match call {
                     Some(call) => self.refuse(call),
                     None => return false,
@@ -345,4 +362,51 @@ fn size(kind: &request::Kind) -> usize {
             request::Kind::Write(entry) => entry.encoded_len(),
             request::Kind::Read(key) => key.len(),
         }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use futures_util::future::join;
+    use tonic::transport::Endpoint;
+
+    const MILLI: Duration = Duration::from_millis(1);
+
+    /// How long a link that is down waits if its peer is heard of after so long.
+    async fn waits(time: Duration, heard_of_after: Option<Duration>) -> Duration {
+        let channel = Endpoint::from_static("http://127.0.0.1:1").connect_lazy();
+        let handshake = Handshake { cluster: "lally".into(), me: NodeId::new(1) };
+        let (queue, calls) = mpsc::channel(1);
+        let shared = Arc::new(Shared {
+            down: ArcSwapOption::from_pointee(PeerError::TimedOut),
+            heard_of: Notify::new(),
+            queued_bytes: AtomicUsize::new(0),
+            pending: Mutex::default(),
+            round_trip_us: AtomicU64::new(0),
+        });
+        let id = NodeId::new(2);
+        let link = Link { addr: String::new(), queue, shared: Arc::clone(&shared) };
+        let mut task = Task { shared, calls, id, channel, handshake, next_id: 1 };
+        let hearing = async {
+            if let Some(after) = heard_of_after {
+                tokio::time::sleep(after).await;
+                link.note_heard_of();
+            }
+        };
+        let began = tokio::time::Instant::now();
+        let waiting = async {
+            assert!(task.wait(time).await);
+            began.elapsed()
+        };
+        join(waiting, hearing).await.0
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_link_waits_no_longer_once_its_peer_is_heard_of() {
+        assert_eq!(waits(BACKOFF_MAX, None).await, BACKOFF_MAX);
+        assert_eq!(waits(BACKOFF_MAX, Some(300 * MILLI)).await, 300 * MILLI);
+        // A peer that answers there but not here must not be tried without a pause.
+        assert_eq!(waits(BACKOFF_MAX, Some(MILLI)).await, BACKOFF_MIN);
+        assert_eq!(waits(20 * MILLI, Some(MILLI)).await, 20 * MILLI);
+    }
 }

@@ -2,7 +2,8 @@
 //!
 //! * `peers` is the `PeerTransport`: this node's side towards others. Per peer there are three
 //!   connections: `link`s carry reads and writes on one long-lived stream, control calls and gossip
-//!   have one to themselves, so that bulk transfer on the third never delays them.
+//!   have one to themselves, so that bulk transfer on the third never delays them; `pulled` reads what
+//!   that brings.
 //! * `server` and `streams` answer others.
 //! * `handshake` is what every call carries and how a refusal travels; `convert` turns messages into
 //!   values and back; `fragments` carries what is larger than a message; `wire` is generated.
@@ -14,6 +15,7 @@ mod fragments;
 mod handshake;
 mod link;
 mod peers;
+mod pulled;
 mod server;
 mod streams;
 mod wire;

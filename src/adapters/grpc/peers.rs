@@ -7,7 +7,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use futures_util::StreamExt;
 use prost::Message;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -16,21 +15,20 @@ use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
+use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
-use tonic::{Status, Streaming};
 
 use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId};
-use crate::ports::{
-    Announcement, EntryChunk, EntryStream, Peer, PeerError, PeerTransport, WriteReply,
-};
+use crate::ports::{Announcement, EntryStream, Peer, PeerError, PeerTransport, WriteReply};
 
 use super::convert::{
-    announcement_from_wire, announcement_to_wire, chunk_from_wire, copy_from_wire,
-    digests_from_wire, keyed_to_wire, level_to_wire, reply_from_wire,
+    announcement_from_wire, announcement_to_wire, copy_from_wire, digests_from_wire, keyed_to_wire,
+    level_to_wire, reply_from_wire,
 };
-use super::fragments::{BATCH_BYTES, MAX_MESSAGE_BYTES, Reassembly, split};
+use super::fragments::{BATCH_BYTES, MAX_MESSAGE_BYTES, split};
 use super::handshake::{Handshake, error};
 use super::link::Link;
+use super::pulled::Pulled;
 use super::wire::peer_client::PeerClient;
 use super::wire::{
     self, Chunk, DigestRequest, GossipPacket, LevelDigestsRequest, PullRequest, request,
@@ -171,6 +169,12 @@ impl GrpcPeers {
         Ok(place)
     }
 
+    fn note_heard_of(&self, peer: NodeId) {
+        if let Some(link) = self.links.load().get(&peer) {
+            link.note_heard_of();
+        }
+    }
+
     fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.clone();
         self.tasks.spawn(async move {
@@ -217,7 +221,9 @@ impl PeerTransport for GrpcPeers {
         let mut client = client(self.place(addr)?.control);
         let request = self.handshake.request(announcement_to_wire(&announcement), None);
         let theirs = within(timeout, client.announce(request)).await?;
-        Ok(announcement_from_wire(theirs)?)
+        let theirs = announcement_from_wire(theirs)?;
+        self.note_heard_of(theirs.sender.id);
+        Ok(theirs)
     }
 
     fn gossip(&self, addr: &str, packet: Vec<u8>) {
@@ -231,7 +237,9 @@ impl PeerTransport for GrpcPeers {
         let _call = self.begin()?;
         let mut client = client(self.place(&peer.addr)?.control);
         let request = self.handshake.request(DigestRequest {}, Some(peer.id));
-        Ok(Digest::from_u64(within(timeout, client.digest(request)).await?.digest))
+        let reply = within(timeout, client.digest(request)).await?;
+        self.note_heard_of(peer.id);
+        Ok(Digest::from_u64(reply.digest))
     }
 
     async fn level_digests(
@@ -261,7 +269,7 @@ impl PeerTransport for GrpcPeers {
         let request = PullRequest { buckets: buckets.to_bytes().into() };
         let request = self.handshake.request(request, Some(peer.id));
         let messages = within(PULL_TIMEOUT, client.pull(request)).await?;
-        Ok(Box::new(Chunks { messages, reassembly: Reassembly::default(), ended: false }))
+        Ok(Box::new(Pulled::new(messages)))
     }
 
     async fn push(
@@ -291,41 +299,6 @@ impl PeerTransport for GrpcPeers {
         self.tasks.wait().await;
         self.links.store(Arc::default());
         self.places().by_addr.clear();
-    }
-}
-
-/// The entries of a peer, as they come.
-struct Chunks {
-    messages: Streaming<Chunk>,
-    reassembly: Reassembly,
-    ended: bool,
-}
-
-impl Chunks {
-    async fn read(&mut self) -> Option<Result<EntryChunk, PeerError>> {
-        loop {
-            let part = match self.messages.next().await? {
-                Ok(part) => part,
-                Err(status) => return Some(Err(error(&status))),
-            };
-            match self.reassembly.accept(part) {
-                Ok(Some(chunk)) => return Some(chunk_from_wire(&chunk).map_err(Into::into)),
-                Ok(None) => {}
-                Err(why) => return Some(Err(PeerError::Protocol(why))),
-            }
-        }
-    }
-}
-
-#[async_trait]
-impl EntryStream for Chunks {
-    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
-        if self.ended {
-            return None;
-        }
-        let next = self.read().await;
-        self.ended = !matches!(next, Some(Ok(_)));
-        next
     }
 }
 
