@@ -8,7 +8,7 @@
 //! limits), [`abuse`] (what no client should send), [`cluster`] (quorums, joining, leaving),
 //! [`faults`] (members that die, hang, or lose their disk), [`full_disk`], [`full_memory`],
 //! [`overload`], [`content`] (bytes come
-//! back as they were), [`kill_loop`], [`dataset`], and [`readme`] (what it tells people to type).
+//! back as they were), [`durable_names`] (what a power cut must not take), [`kill_loop`], [`dataset`], and [`readme`] (what it tells people to type).
 //!
 //! The harness: [`node`] runs a process, [`client`] speaks HTTP so plainly that the raw text of an
 //! answer can be checked, [`ring`] starts several nodes and waits for them, [`wait`] waits for
@@ -20,6 +20,7 @@ mod cluster;
 mod config;
 mod content;
 mod dataset;
+mod durable_names;
 mod faults;
 mod full_disk;
 mod full_memory;

@@ -29,6 +29,7 @@ pub struct Setup {
     dir: Arc<TempDir>,
     args: Vec<String>,
     env: Vec<(String, String)>,
+    wrapper: Vec<String>,
     seeds: Vec<String>,
     http_port: Option<u16>,
     grpc_port: Option<u16>,
@@ -40,6 +41,7 @@ impl Setup {
             dir: Arc::new(TempDir::new().unwrap()),
             args: Vec::new(),
             env: Vec::new(),
+            wrapper: Vec::new(),
             seeds: Vec::new(),
             http_port: Some(0),
             grpc_port: Some(0),
@@ -53,6 +55,12 @@ impl Setup {
 
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.env.push((name.to_owned(), value.to_owned()));
+        self
+    }
+
+    /// Runs the node by this program, which must become it.
+    pub fn under<S: AsRef<str>>(mut self, wrapper: impl IntoIterator<Item = S>) -> Self {
+        self.wrapper = wrapper.into_iter().map(|word| word.as_ref().to_owned()).collect();
         self
     }
 
@@ -139,7 +147,15 @@ impl Setup {
     }
 
     fn command(&self) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_lally"));
+        let binary = env!("CARGO_BIN_EXE_lally");
+        let mut command = match self.wrapper.split_first() {
+            Some((program, args)) => {
+                let mut command = Command::new(program);
+                command.args(args).arg(binary);
+                command
+            }
+            None => Command::new(binary),
+        };
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
             if name.starts_with("LALLY_") || name == "RUST_LOG" {
