@@ -7,6 +7,8 @@ SHELL := bash
 CARGO ?= cargo
 HTTP_PORT ?= 3001
 GRPC_PORT ?= 50071
+RUNS ?= 10
+SECONDS ?= 60
 
 .PHONY: help
 help: ## List the commands
@@ -35,6 +37,13 @@ test: ## All tests
 .PHONY: kills
 kills: ## kill -9 under load, more often (KILLS per fsync policy)
 	LALLY_TEST_KILLS=$${KILLS:-100} $(CARGO) test --test it -- --nocapture twenty_kills
+
+# Needs root and iproute2. See docs/faults.md.
+.PHONY: faults
+faults: ## Five nodes on a failing network: RUNS (10) of SECONDS (60), the result below docs/results
+	LALLY_NET_RUNS=$(RUNS) LALLY_NET_SECONDS=$(SECONDS) \
+		LALLY_NET_RESULT=docs/results/faults-$$(date -u +%F).md \
+		$(CARGO) test --test it -- --nocapture clients_of_a_cluster_on_a_failing_network
 
 .PHONY: traffic
 traffic: ## What two nodes with KEYS keys (1,000,000), 100 of them differing, exchange to be equal

@@ -14,6 +14,7 @@
 mod contracts;
 mod examples;
 mod in_memory;
+mod network;
 mod process;
 mod small_disk;
 mod tidy;

@@ -91,13 +91,19 @@ impl Reply {
 pub struct Client {
     addr: SocketAddr,
     connection: Option<BufReader<TcpStream>>,
+    patience: Duration,
     /// How many connections were opened so far.
     pub connections: usize,
 }
 
 impl Client {
     pub const fn new(addr: SocketAddr) -> Self {
-        Self { addr, connection: None, connections: 0 }
+        Self::with_patience(addr, SILENCE)
+    }
+
+    /// One that waits no longer than this, for a connection or for an answer.
+    pub const fn with_patience(addr: SocketAddr, patience: Duration) -> Self {
+        Self { addr, connection: None, patience, connections: 0 }
     }
 
     /// `POST /get`.
@@ -199,7 +205,7 @@ impl Client {
             return Ok(connection);
         }
         self.connections += 1;
-        open(self.addr).map(BufReader::new)
+        open_within(self.addr, self.patience).map(BufReader::new)
     }
 }
 
@@ -208,10 +214,14 @@ pub const JSON: (&str, &str) = ("content-type", "application/json");
 
 /// A bare connection, for what a client should not do.
 pub fn open(addr: SocketAddr) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect_timeout(&addr, CONNECT)?;
+    open_within(addr, SILENCE)
+}
+
+fn open_within(addr: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
+    let stream = TcpStream::connect_timeout(&addr, CONNECT.min(patience))?;
     stream.set_nodelay(true)?;
-    stream.set_read_timeout(Some(SILENCE))?;
-    stream.set_write_timeout(Some(SILENCE))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     Ok(stream)
 }
 

@@ -15,7 +15,7 @@
 //! facts, [`turn`] keeps a small machine from running everything at once.
 
 mod abuse;
-mod client;
+pub(super) mod client;
 mod cluster;
 mod config;
 mod content;
@@ -27,10 +27,10 @@ mod full_memory;
 mod http;
 mod kill_loop;
 mod lifecycle;
-mod node;
+pub(super) mod node;
 mod overload;
 mod readme;
 mod ring;
 mod shape;
-mod turn;
-mod wait;
+pub(super) mod turn;
+pub(super) mod wait;

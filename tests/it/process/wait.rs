@@ -13,16 +13,22 @@ const BETWEEN_LOOKS: Duration = Duration::from_millis(15);
 pub fn eventually<T, E: Display>(
     what: &str,
     within: Duration,
-    mut look: impl FnMut() -> Result<T, E>,
+    look: impl FnMut() -> Result<T, E>,
 ) -> T {
+    look_until(within, look)
+        .unwrap_or_else(|seen| panic!("not within {within:?}: {what}; last seen: {seen}"))
+}
+
+/// Looks until `look` finds what it wants, or returns what it saw at the deadline.
+pub fn look_until<T, E: Display>(
+    within: Duration,
+    mut look: impl FnMut() -> Result<T, E>,
+) -> Result<T, E> {
     let deadline = Instant::now() + within;
     loop {
         match look() {
-            Ok(found) => return found,
-            Err(seen) if Instant::now() >= deadline => {
-                panic!("not within {within:?}: {what}; last seen: {seen}")
-            }
-            Err(_) => thread::sleep(BETWEEN_LOOKS),
+            Err(_) if Instant::now() < deadline => thread::sleep(BETWEEN_LOOKS),
+            last => return last,
         }
     }
 }
