@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use lally::adapters::clock::SystemClock;
 use lally::adapters::memory::{
-    MemoryBook, MemoryLog, MemoryNetwork, MemoryStore, TrustingDetector,
+    MemoryBook, MemoryLog, MemoryNetwork, MemoryQuarantine, MemoryStore, TrustingDetector,
 };
 use lally::app::{Node, NodeParts, NodeSettings, claim_identity};
 use lally::domain::{KeptData, Key, NodeId, Start, Value};
@@ -69,6 +69,7 @@ pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
         transport: MemoryNetwork::new().transport("alone:1", "example"),
         detector: Arc::new(TrustingDetector::new()),
         book: Arc::new(book_file),
+        quarantine: Arc::new(MemoryQuarantine::default()),
         clock: Arc::new(SystemClock),
         hooks: vec![Arc::clone(&hook) as _],
     };

@@ -12,11 +12,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use lally::adapters::clock::SystemClock;
-use lally::adapters::memory::{MemoryBook, MemoryLog, MemoryNetwork, TrustingDetector};
+use lally::adapters::memory::{
+    MemoryBook, MemoryLog, MemoryNetwork, MemoryQuarantine, TrustingDetector,
+};
 use lally::app::{Node, NodeParts, NodeSettings, claim_identity};
 use lally::domain::{
     BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, KeptData, Key, KeyedEntry, NodeId,
-    Start, Value,
+    Start, Timestamp, Value, Version,
 };
 use lally::ports::{Merged, RequestOptions, Store, StoreStats};
 
@@ -77,6 +79,19 @@ impl Store for CountingStore {
         keys
     }
 
+    fn drop_tombstones(&self, through: Timestamp) -> u64 {
+        let mut entries = self.entries();
+        let before = entries.len();
+        entries.retain(|_, e| !e.is_tombstone() || e.version.timestamp > through);
+        (before - entries.len()) as u64
+    }
+
+    fn expunge(&self, key: &Key, version: Version) -> bool {
+        let mut entries = self.entries();
+        let held = entries.get(key).is_some_and(|held| held.version == version);
+        held && entries.remove(key).is_some()
+    }
+
     fn stats(&self) -> StoreStats {
         let mut stats = StoreStats::default();
         for (key, entry) in self.entries().iter() {
@@ -100,6 +115,7 @@ pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
         transport: MemoryNetwork::new().transport("alone:1", "example"),
         detector: Arc::new(TrustingDetector::new()),
         book: Arc::new(book_file),
+        quarantine: Arc::new(MemoryQuarantine::default()),
         clock: Arc::new(SystemClock),
         hooks: Vec::new(),
     };

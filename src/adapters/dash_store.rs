@@ -14,7 +14,9 @@ use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot;
 use rapidhash::quality::SeedableState;
 
-use crate::domain::{BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, Key, KeyedEntry};
+use crate::domain::{
+    BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, Key, KeyedEntry, Timestamp, Version,
+};
 use crate::ports::{Merged, Store, StoreStats};
 
 /// Parts of the map with a lock each. Many more than cores, so that two requests seldom meet.
@@ -132,6 +134,30 @@ impl Store for DashStore {
         }
         keys.sort_unstable_by_key(|(bucket, _)| *bucket);
         keys.into_iter().map(|(_, key)| key).collect()
+    }
+
+    fn drop_tombstones(&self, through: Timestamp) -> u64 {
+        let mut dropped = 0;
+        self.map.retain(|key, entry| {
+            let goes = entry.is_tombstone() && entry.version.timestamp <= through;
+            if goes {
+                self.count_out(key, entry);
+                dropped += 1;
+            }
+            !goes
+        });
+        dropped
+    }
+
+    fn expunge(&self, key: &Key, version: Version) -> bool {
+        let is_it = |key: &Key, entry: &Entry| {
+            let goes = entry.version == version;
+            if goes {
+                self.count_out(key, entry);
+            }
+            goes
+        };
+        self.map.remove_if(key, is_it).is_some()
     }
 
     fn stats(&self) -> StoreStats {

@@ -3,6 +3,7 @@
 //! ```text
 //! LOCK            locked for as long as a node runs on the directory
 //! node.json       who the node is and whom it knew
+//! quarantine/     entries that were taken out, never deleted by Lally
 //! log/            the log
 //! log.bak-<time>  logs that were set aside, never deleted by Lally
 //! log.draft/      a log that is being written; left over from a crash, it is worth nothing
@@ -97,6 +98,11 @@ impl DataDir {
     /// Where the node's book is.
     pub fn book_path(&self) -> PathBuf {
         self.path.join("node.json")
+    }
+
+    /// Where entries go that were taken out of the store.
+    pub fn quarantine_dir(&self) -> PathBuf {
+        self.path.join("quarantine")
     }
 
     /// An empty directory for a log that is to replace the present one.

@@ -12,5 +12,6 @@ pub mod grpc;
 pub mod hooks;
 pub mod http;
 pub mod json_book;
+pub mod json_quarantine;
 pub mod memory;
 pub mod swim;

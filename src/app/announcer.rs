@@ -26,6 +26,9 @@ const ANNOUNCE_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often members that are down and seeds that were never met are called.
 const SEARCH_EVERY: Duration = Duration::from_secs(5);
 
+/// How long others may be certified further before this node believes that it was not asked.
+const BEHIND_FOR: Duration = Duration::from_secs(30);
+
 /// Speaks for this node.
 pub(crate) struct Announcer {
     pub(crate) members: Arc<Members>,
@@ -68,6 +71,12 @@ impl Announcer {
     pub(crate) async fn run_searching(&self, seeds: &[String]) {
         loop {
             tokio::time::sleep(SEARCH_EVERY).await;
+            if self.members.rejoin_if_behind(BEHIND_FOR) {
+                tracing::warn!(
+                    "others have forgotten removed keys without this node: joining again"
+                );
+                self.detector.restate(self.members.view().me());
+            }
             let missing = self.missing(seeds);
             join_all(missing.iter().map(|addr| async move {
                 match self.announce_to(addr).await {
@@ -186,7 +195,14 @@ impl Announcer {
                 "others know a later start of this node: its data directory is an older copy; joining again"
             );
         }
-        if taken.disputed || taken.outlived || taken.meeting == Some(Meeting::JoinTheirs) {
+        if taken.overtaken {
+            tracing::warn!("removed keys were forgotten while this node was away: joining again");
+        }
+        if taken.overtaken
+            || taken.disputed
+            || taken.outlived
+            || taken.meeting == Some(Meeting::JoinTheirs)
+        {
             self.detector.restate(self.members.view().me());
         }
     }

@@ -5,12 +5,14 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use crate::domain::{Entry, Key, KeyedEntry};
+use crate::domain::{Entry, Key, KeyedEntry, Timestamp, Version};
 use crate::ports::{
     ApplyError, LogError, LogRecord, Merged, OpLog, Origin, Replayed, Store, WriteReply,
 };
 
+use super::fence::{Fence, Horizon};
 use super::hook_chain::HookChain;
 use super::stage::Stage;
 use super::stamps::Stamps;
@@ -22,6 +24,7 @@ pub struct Replica {
     stamps: Arc<Stamps>,
     hooks: Arc<HookChain>,
     stage: Arc<Stage>,
+    fence: Fence,
     entries_synced: AtomicU64,
     drift_refusals: AtomicU64,
 }
@@ -35,20 +38,33 @@ impl Replica {
         stage: Arc<Stage>,
     ) -> Self {
         let (entries_synced, drift_refusals) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { store, log, stamps, hooks, stage, entries_synced, drift_refusals }
+        let fence = Fence::new(Arc::new(Horizon::default()));
+        Self { store, log, stamps, hooks, stage, fence, entries_synced, drift_refusals }
     }
 
     /// Fills the store and the clock from the log.
     pub(crate) async fn replay(&self) -> Result<Replayed, LogError> {
         let (store, stamps) = (Arc::clone(&self.store), Arc::clone(&self.stamps));
+        let horizon = Arc::clone(self.fence.horizon());
         let visitor = move |record| match record {
             LogRecord::Write(write) => {
                 stamps.restore(write.entry.version.timestamp);
                 store.merge(write);
             }
             LogRecord::ClockBound(bound) => stamps.restore(bound),
+            LogRecord::Horizon(reached) => {
+                stamps.restore(reached);
+                horizon.raise(reached);
+            }
+            // At its place: what follows of this key may be older, and counts.
+            LogRecord::Expunged { key, version } => {
+                store.expunge(&key, version);
+            }
         };
-        self.log.replay(Box::new(visitor)).await
+        let replayed = self.log.replay(Box::new(visitor)).await?;
+        // At the end, once: until then tombstones hide what they removed.
+        self.drop_tombstones().await;
+        Ok(replayed)
     }
 
     /// Merges one write in. Not cancel safe between log and store.
@@ -57,7 +73,8 @@ impl Replica {
         write: KeyedEntry,
         origin: Origin,
     ) -> Result<WriteReply, ApplyError> {
-        if let Some(reply) = self.admit(&write, origin)? {
+        let _passing = self.pass(origin).await;
+        if let Some(reply) = self.admit(&write, Way::Entering(origin))? {
             return Ok(reply);
         }
         self.log.append(&[LogRecord::Write(write.clone())]).await?;
@@ -71,11 +88,30 @@ impl Replica {
         writes: Vec<KeyedEntry>,
         origin: Origin,
     ) -> Vec<Result<WriteReply, ApplyError>> {
+        let _passing = self.pass(origin).await;
+        self.enter(writes, Way::Entering(origin)).await
+    }
+
+    /// Merges in what a member holds that is certified further than this node: for it, the fence
+    /// is open. As [`apply`](Self::apply) otherwise.
+    pub(crate) async fn adopt(
+        &self,
+        writes: Vec<KeyedEntry>,
+    ) -> Vec<Result<WriteReply, ApplyError>> {
+        self.enter(writes, Way::Adopted).await
+    }
+
+    async fn enter(
+        &self,
+        writes: Vec<KeyedEntry>,
+        way: Way,
+    ) -> Vec<Result<WriteReply, ApplyError>> {
+        let origin = way.origin();
         let mut replies = Vec::with_capacity(writes.len());
         let mut records = Vec::with_capacity(writes.len());
         let mut places = Vec::with_capacity(writes.len());
         for write in writes {
-            match self.admit(&write, origin) {
+            match self.admit(&write, way) {
                 Ok(Some(reply)) => replies.push(Ok(reply)),
                 Err(refused) => replies.push(Err(refused)),
                 Ok(None) => {
@@ -132,9 +168,11 @@ impl Replica {
 
     /// Checks a write. `Some` is the answer to one that this node already knows of: it is not
     /// logged again, so repeated deliveries cost nothing. (What the store holds, the log holds.)
-    fn admit(&self, write: &KeyedEntry, origin: Origin) -> Result<Option<WriteReply>, ApplyError> {
+    fn admit(&self, write: &KeyedEntry, way: Way) -> Result<Option<WriteReply>, ApplyError> {
         self.stage.admit_peer().map_err(ApplyError::NotReady)?;
-        if origin == Origin::Client {
+        let stamp = write.entry.version.timestamp;
+        let refused = self.fence.refuses(stamp).filter(|_| way != Way::Adopted);
+        if way == Way::Entering(Origin::Client) && refused.is_none() {
             // Stamped a moment ago, by this node: nobody has it already.
             return Ok(None);
         }
@@ -144,8 +182,69 @@ impl Replica {
             Some(held) if held.supersedes(&write.entry) => {
                 Some(WriteReply::Superseded { by: held.version })
             }
-            _ => None,
+            // A ghost: of a key that was removed so long ago that the tombstone is forgotten.
+            _ => refused.map(|by| WriteReply::Superseded { by }),
         })
+    }
+
+    /// Where this node is certified.
+    pub(crate) fn horizon(&self) -> Timestamp {
+        self.fence.horizon().get()
+    }
+
+    /// How long ago that was, if this node is certified at all.
+    pub(crate) fn horizon_age(&self) -> Option<Duration> {
+        let (now, horizon) = (self.stamps.now(), self.horizon());
+        let certified = horizon > Timestamp::ZERO;
+        certified.then(|| Duration::from_nanos(now.nanos_after(horizon)))
+    }
+
+    /// What the fence has seen.
+    pub(crate) fn fence(&self) -> &Fence {
+        &self.fence
+    }
+
+    /// Certifies this node at a horizon, durably, and forgets its tombstones up to there. The caller
+    /// knows that it holds everything up to there. Not cancel safe between log and fence.
+    pub(crate) async fn certify(&self, horizon: Timestamp) -> Result<(), LogError> {
+        let alone = self.fence.close().await;
+        if horizon <= self.horizon() {
+            return Ok(());
+        }
+        self.log.append(&[LogRecord::Horizon(horizon)]).await?;
+        self.stamps.restore(horizon);
+        self.fence.horizon().raise(horizon);
+        drop(alone);
+        self.drop_tombstones().await;
+        Ok(())
+    }
+
+    /// Takes these versions out, durably.
+    pub(crate) async fn expunge(&self, versions: &[(Key, Version)]) -> Result<(), LogError> {
+        let record = |(key, version): &(Key, Version)| LogRecord::Expunged {
+            key: key.clone(),
+            version: *version,
+        };
+        self.log.append(&versions.iter().map(record).collect::<Vec<_>>()).await?;
+        for (key, version) in versions {
+            self.store.expunge(key, *version);
+        }
+        Ok(())
+    }
+
+    async fn drop_tombstones(&self) {
+        let (store, through) = (Arc::clone(&self.store), self.horizon());
+        if through > Timestamp::ZERO {
+            // A walk over all keys: too long for the threads that serve clients.
+            let walk = tokio::task::spawn_blocking(move || store.drop_tombstones(through));
+            self.fence.note_dropped(walk.await.unwrap_or_default());
+        }
+    }
+
+    /// Holds off a new horizon while entries of others are on their way in. Those of clients are
+    /// stamped a moment ago: no horizon comes near them.
+    async fn pass(&self, origin: Origin) -> Option<tokio::sync::RwLockReadGuard<'_, ()>> {
+        if origin == Origin::Client { None } else { Some(self.fence.pass().await) }
     }
 
     fn check_clock(&self, write: &KeyedEntry) -> Result<(), ApplyError> {
@@ -159,7 +258,8 @@ impl Replica {
     /// Makes a logged write readable.
     fn settle(&self, write: KeyedEntry, origin: Origin) -> WriteReply {
         // What was checked a moment ago is at most as far ahead now: nothing to refuse any more.
-        self.stamps.restore(write.entry.version.timestamp);
+        let stamp = write.entry.version.timestamp;
+        self.stamps.restore(stamp);
         let is_removal = write.entry.is_tombstone();
         let merged = if self.hooks.is_empty() {
             self.store.merge(write)
@@ -172,6 +272,9 @@ impl Replica {
         };
         match merged {
             Merged::Applied { previous } => {
+                if origin != Origin::Client {
+                    self.fence.note_arrival(stamp, self.stamps.now());
+                }
                 if origin == Origin::Sync {
                     self.entries_synced.fetch_add(1, Ordering::Relaxed);
                 }
@@ -183,13 +286,106 @@ impl Replica {
     }
 }
 
+/// How an entry comes in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// Through the fence.
+    Entering(Origin),
+    /// From a member that is certified further than this node.
+    Adopted,
+}
+
+impl Way {
+    const fn origin(self) -> Origin {
+        match self {
+            Self::Entering(origin) => origin,
+            Self::Adopted => Origin::Sync,
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::Mutex;
 
     use super::*;
-    use crate::app::fixture::{Fixture, key, live, version};
-    use crate::ports::MockOpLog;
+    use crate::app::fixture::{Fixture, NOW, key, live, version};
+    use crate::domain::{LATE_NS, NodeId, Value};
+    use crate::ports::{Certification, MockOpLog, NotCertified, RequestOptions, Verdict};
+
+    fn certified(generation: u64, horizon: u64, age: Duration) -> Certification {
+        Certification { horizon: Timestamp::from_nanos(horizon), generation, age }
+    }
+
+    #[tokio::test]
+    async fn what_is_older_than_the_horizon_and_not_held_is_refused_and_what_is_held_stays() {
+        const H: u64 = NOW / 2;
+        let node = Fixture::with_peers([2]).build();
+        let api = node.node.replica_api();
+        let apply = async |name, at, origin| {
+            let write = KeyedEntry::new(key(name), live(at, "v"));
+            api.apply(vec![write], origin).await.pop().unwrap().unwrap()
+        };
+        node.hold("held", live(H - 2, "v"));
+        assert_eq!(api.fence(certified(1, H, Duration::ZERO)).await, Ok(()));
+        let by = Version::new(Timestamp::from_nanos(H), NodeId::new(u64::MAX));
+        for origin in [Origin::Replica, Origin::Repair, Origin::Sync, Origin::Client] {
+            for at in [1, H - 1, H] {
+                assert_eq!(apply("ghost", at, origin).await, WriteReply::Superseded { by });
+                assert_eq!(node.held("ghost"), None);
+            }
+        }
+        // A newer ghost of a key that is held is one, too.
+        assert_eq!(apply("held", H - 1, Origin::Sync).await, WriteReply::Superseded { by });
+        let known = WriteReply::Applied { previous: None };
+        assert_eq!(apply("held", H - 2, Origin::Sync).await, known);
+        assert_eq!(apply("held", H + 1, Origin::Sync).await, known);
+        assert_eq!(apply("new", H + 1, Origin::Replica).await, known);
+    }
+
+    /// The coordinator takes the horizon for a newer entry, and stamps anew, after it.
+    #[tokio::test]
+    async fn a_write_that_the_fence_refuses_is_written_again_with_a_later_stamp() {
+        let horizon = Version::new(Timestamp::from_nanos(NOW + 10), NodeId::new(u64::MAX));
+        let mut fixture = Fixture::with_peers([2]);
+        fixture.transport.expect_write().returning(move |_, write, _| {
+            let ghost = write.entry.version <= horizon;
+            let taken = WriteReply::Applied { previous: None };
+            Ok(if ghost { WriteReply::Superseded { by: horizon } } else { taken })
+        });
+        let node = fixture.build();
+        let all = "all".parse().unwrap();
+        let options = RequestOptions { quorum: Some(all), timeout: None };
+        let answer = node.client().add(key("k"), Value::new("v"), options).await.unwrap();
+        assert_eq!((answer.verdict, answer.achieved), (Verdict::Success, 2));
+        assert!(answer.timestamp > Some(horizon.timestamp));
+    }
+
+    #[tokio::test]
+    async fn a_node_is_certified_only_as_the_one_that_was_compared_and_in_its_past() {
+        let node = Fixture::with_peers([2]).build();
+        let api = node.node.replica_api();
+        let restarted = api.fence(certified(2, 9, Duration::ZERO)).await;
+        assert!(matches!(restarted, Err(NotCertified::Changed(_))));
+        let ahead = api.fence(certified(1, NOW - LATE_NS + 1, Duration::ZERO)).await;
+        assert_eq!(ahead, Err(NotCertified::Clock));
+        // Nothing is so old that it was fenced out.
+        let late = KeyedEntry::new(key("late"), live(1, "v"));
+        api.apply(vec![late], Origin::Replica).await.pop().unwrap().unwrap();
+        let disturbed = api.fence(certified(1, 9, Duration::from_secs(60))).await;
+        assert_eq!(disturbed, Err(NotCertified::Disturbed));
+    }
+
+    #[tokio::test]
+    async fn without_the_log_there_is_no_horizon() {
+        let mut log = MockOpLog::new();
+        log.expect_append().returning(|_| Err(LogError::DiskFull));
+        let node = Fixture { log, ..Fixture::with_peers([2]) }.build();
+        let api = node.node.replica_api();
+        let refused = api.fence(certified(1, 9, Duration::ZERO)).await;
+        assert_eq!(refused, Err(NotCertified::Log(LogError::DiskFull)));
+        assert_eq!(node.client().cluster().horizon, None);
+    }
 
     #[tokio::test]
     async fn the_removals_of_a_batch_are_taken_although_the_disk_has_no_space_for_its_values() {

@@ -9,7 +9,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use crate::domain::{Content, Key, MemberState, MemoryLimit, QuorumSpec, Value};
+use crate::domain::{Content, Key, MemberState, MemoryLimit, QuorumSpec, Timestamp, Value};
 use crate::ports::{
     Answer, ClientApi, ClientError, ClusterStatus, MemberStatus, NodeStats, NodeStatus, OpKind,
     OpLog, Operation, Origin, RequestOptions,
@@ -120,11 +120,13 @@ impl ClientApi for Coordinator {
             members: members.collect(),
             store: self.replica.store().stats(),
             digest: self.replica.store().digest(),
+            horizon: Some(self.replica.horizon()).filter(|at| *at > Timestamp::ZERO),
         }
     }
 
     fn stats(&self) -> NodeStats {
         let (entries_synced, drift_refusals) = self.replica.counts();
+        let (late_arrivals, tombstones_dropped) = self.replica.fence().counts();
         let (hook_drops, hook_panics) = self.hooks.counts();
         NodeStats {
             store: self.replica.store().stats(),
@@ -134,6 +136,10 @@ impl ClientApi for Coordinator {
             hints_delivered: self.handoff.delivered(),
             entries_synced,
             drift_refusals,
+            late_arrivals,
+            tombstones_dropped,
+            quarantined: self.reconciler.quarantined(),
+            horizon_age: self.replica.horizon_age(),
             hook_drops,
             hook_panics,
         }

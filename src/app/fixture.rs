@@ -14,10 +14,10 @@ use crate::domain::{
     Timestamp, Value, Version,
 };
 use crate::ports::{
-    Announcement, Answer, Book, ClientApi, EntryStream, Hook, LogError, LogRecord, LogStats,
-    Merged, MockClock, MockFailureDetector, MockMemberBook, MockOpLog, MockPeerTransport,
-    MockStore, OpLog, Peer, PeerError, PeerTransport, ProtocolRange, ReplayVisitor, Replayed,
-    StoreStats, WriteReply,
+    Announcement, Answer, Book, Certification, ClientApi, EntryStream, Hook, LogError, LogRecord,
+    LogStats, Merged, MockClock, MockFailureDetector, MockMemberBook, MockOpLog, MockPeerTransport,
+    MockQuarantine, MockStore, OpLog, Peer, PeerError, PeerTransport, ProtocolRange, ReplayVisitor,
+    Replayed, StoreStats, WriteReply,
 };
 
 use super::members::Members;
@@ -94,6 +94,7 @@ impl Fixture {
             transport: Arc::new(Delayed { inner: self.transport, delays: self.delays }),
             detector: Arc::new(MockFailureDetector::new()),
             book: Arc::new(MockMemberBook::new()),
+            quarantine: Arc::new(MockQuarantine::new()),
             clock: Arc::new(clock),
             hooks: self.hooks,
         };
@@ -169,6 +170,7 @@ fn meet(members: &Members, peer: Member) {
         protocol: ProtocolRange::OURS,
         sender: peer,
         members: vec![members.view().me().clone()],
+        horizon: Timestamp::ZERO,
     };
     members.take_in(announcement, None);
 }
@@ -268,6 +270,15 @@ impl PeerTransport for Delayed {
         buckets: BucketSet,
     ) -> Result<Box<dyn EntryStream>, PeerError> {
         self.inner.pull(peer, buckets).await
+    }
+
+    async fn fence(
+        &self,
+        peer: &Peer,
+        certification: Certification,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        self.inner.fence(peer, certification, timeout).await
     }
 
     async fn push(

@@ -136,7 +136,10 @@ impl Joining {
         let any_whole = answered().any(|member| member.phase == Phase::Whole);
         let newcomer = matches!(self.start, Start::Join | Start::Rejoin);
         let mut contacts = Vec::new();
-        for member in answered() {
+        let mut in_turn: Vec<_> = answered().collect();
+        // Whose word counts on what was removed long ago: first who knows most.
+        in_turn.sort_by_key(|member| std::cmp::Reverse(self.members.horizon_of(member.id)));
+        for member in in_turn {
             let needed = !(newcomer && any_whole) || member.phase == Phase::Whole;
             let compared = needed && self.compare_with(member).await;
             contacts.push(Contact { id: member.id, phase: member.phase, compared });

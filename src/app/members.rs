@@ -3,13 +3,20 @@
 //! Readers take a snapshot without waiting; changes are made one at a time on a copy. Whoever must
 //! act on changed records (save them, spread them) waits on [`Members::changes`].
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
-use crate::domain::{Liveness, Meeting, Member, MemberView, NodeId, Phase, RecordChange, Start};
+use crate::domain::{
+    Liveness, Meeting, Member, MemberView, NodeId, Phase, RecordChange, Start, Timestamp,
+};
 use crate::ports::{Announcement, Book, BookError, MemberBook, ProtocolRange, Refusal};
+
+use super::fence::Horizon;
 
 /// The members, shared.
 pub(crate) struct Members {
@@ -25,6 +32,12 @@ pub(crate) struct Members {
     rejoins: watch::Sender<u64>,
     /// What is written down of this node for as long as it is not whole.
     until_whole: Mutex<Option<Phase>>,
+    /// Where this node is certified.
+    horizon: Arc<Horizon>,
+    /// Where the others say that they are.
+    horizons: Mutex<BTreeMap<NodeId, Timestamp>>,
+    /// Since when this node knows that others are certified further.
+    behind_since: Mutex<Option<Instant>>,
 }
 
 /// What came of an announcement.
@@ -42,11 +55,19 @@ pub(crate) struct TakenIn {
     pub(crate) disputed: bool,
     /// Somebody knows a later generation of this node; it has stated itself anew and joins again.
     pub(crate) outlived: bool,
+    /// The sender is certified further than this node, which has missed that: it joins again.
+    pub(crate) overtaken: bool,
 }
 
 impl Members {
     /// The view of a node that states itself as `me` and remembers these others.
-    pub(crate) fn new(cluster: &str, me: Member, remembered: Vec<Member>, start: Start) -> Self {
+    pub(crate) fn new(
+        cluster: &str,
+        me: Member,
+        remembered: Vec<Member>,
+        start: Start,
+        horizon: Arc<Horizon>,
+    ) -> Self {
         let mut view = MemberView::new(me);
         for member in remembered {
             view.merge(member);
@@ -59,6 +80,9 @@ impl Members {
             changes: watch::Sender::new(0),
             rejoins: watch::Sender::new(0),
             until_whole: Mutex::new(start.kept_until_whole()),
+            horizon,
+            horizons: Mutex::default(),
+            behind_since: Mutex::default(),
         }
     }
 
@@ -90,6 +114,7 @@ impl Members {
             protocol: ProtocolRange::OURS,
             sender: view.me().clone(),
             members: view.others().map(|(member, _)| member.clone()).collect(),
+            horizon: self.horizon.get(),
         }
     }
 
@@ -129,6 +154,12 @@ impl Members {
                 taken.returned = Some(sender);
             }
             let mut changed = taken.meeting == Some(Meeting::JoinTheirs);
+            let ahead = self.note_horizon(sender, announcement.horizon);
+            // A member that was up all the time is about to be asked; one that was away was not.
+            if ahead && taken.returned.is_some() && view.me().phase == Phase::Whole {
+                self.join_again(view, view.me().generation);
+                (taken.overtaken, changed) = (true, true);
+            }
             if dialled == Some(announcement.sender.grpc_addr.as_str()) {
                 changed |= view.replace_at(&announcement.sender.grpc_addr, sender);
             }
@@ -164,6 +195,49 @@ impl Members {
         view.enter(Phase::Joining);
         self.keep_until_whole(Some(Phase::Joining));
         self.rejoins.send_modify(|count| *count += 1);
+    }
+
+    /// Takes in where a member is certified. Says whether that is further than this node.
+    fn note_horizon(&self, member: NodeId, theirs: Timestamp) -> bool {
+        lock(&self.horizons).insert(member, theirs);
+        theirs > self.horizon.get()
+    }
+
+    /// Where a member is certified, as far as this node knows.
+    pub(crate) fn horizon_of(&self, member: NodeId) -> Timestamp {
+        lock(&self.horizons).get(&member).copied().unwrap_or_default()
+    }
+
+    /// Where this node is certified.
+    pub(crate) fn horizon(&self) -> Timestamp {
+        self.horizon.get()
+    }
+
+    /// Has this node join again if members that are up have been certified further for longer than
+    /// `patience`. Says whether it does.
+    pub(crate) fn rejoin_if_behind(&self, patience: Duration) -> bool {
+        let (view, mine) = (self.view(), self.horizon.get());
+        let up = view.peers().filter(|m| m.phase == Phase::Whole);
+        let mut up = up.filter(|m| view.liveness(m.id) == Liveness::Alive);
+        let behind = view.me().phase == Phase::Whole && up.any(|m| self.horizon_of(m.id) > mine);
+        let mut since = lock(&self.behind_since);
+        let too_long = behind && since.get_or_insert_with(Instant::now).elapsed() > patience;
+        if too_long || !behind {
+            *since = None;
+        }
+        drop(since);
+        if too_long {
+            self.change_records(|view| {
+                self.join_again(view, view.me().generation);
+                true
+            });
+        }
+        too_long
+    }
+
+    /// What this node states has changed beyond its record: it is stated to everybody.
+    pub(crate) fn restate(&self) {
+        self.changes.send_modify(|count| *count += 1);
     }
 
     /// Sees a new number whenever this node has to join again.
@@ -239,4 +313,8 @@ impl Members {
             self.changes.send_modify(|count| *count += 1);
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

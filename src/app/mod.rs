@@ -12,9 +12,13 @@ pub mod compose;
 
 mod announcer;
 mod apply;
+mod collector;
 mod coordinator;
+mod exchange;
+mod fence;
 #[cfg(test)]
 mod fixture;
+mod ghosts;
 mod handoff;
 mod hook_chain;
 mod identity;

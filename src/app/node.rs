@@ -11,12 +11,15 @@ use std::time::Duration;
 use crate::domain::{MAX_VALUE_BYTES, Member, Start};
 use crate::ports::{
     Book, ClientApi, Clock, FailureDetector, Hook, LogError, MemberBook, OpLog, PeerTransport,
-    Replayed, ReplicaApi, Store,
+    Quarantine, Replayed, ReplicaApi, Store,
 };
 
 use super::announcer::Announcer;
 use super::apply::Replica;
+use super::collector::Collector;
 use super::coordinator::{Coordinator, Defaults};
+use super::exchange::Sides;
+use super::ghosts::Ghosts;
 use super::handoff::{Handoff, HandoffLimits};
 use super::hook_chain::HookChain;
 use super::joining::Joining;
@@ -59,6 +62,8 @@ pub struct NodeParts {
     pub detector: Arc<dyn FailureDetector>,
     /// Who this node is and whom it knows.
     pub book: Arc<dyn MemberBook>,
+    /// Where entries go that must not come back.
+    pub quarantine: Arc<dyn Quarantine>,
     /// Wall time.
     pub clock: Arc<dyn Clock>,
     /// Hooks, in their order.
@@ -101,8 +106,6 @@ impl Node {
         let stage = Arc::new(Stage::new());
         let me = Self::first_record(book, start, &settings);
         let hooks = Arc::new(HookChain::start(parts.hooks.clone()));
-        let members =
-            Arc::new(Members::new(&settings.cluster, me.clone(), book.members.clone(), start));
         let stamps = Arc::new(Stamps::new(
             me.id,
             settings.max_clock_drift,
@@ -116,13 +119,25 @@ impl Node {
             Arc::clone(&hooks),
             Arc::clone(&stage),
         ));
-        let reconciler = Arc::new(Reconciler::new(
-            Arc::clone(&members),
-            Arc::clone(&parts.transport),
-            Arc::clone(&replica),
-            Arc::clone(&parts.clock),
-            settings.peer_timeout,
+        let members = Arc::new(Members::new(
+            &settings.cluster,
+            me.clone(),
+            book.members.clone(),
+            start,
+            Arc::clone(replica.fence().horizon()),
         ));
+        let sides = Sides {
+            replica: Arc::clone(&replica),
+            transport: Arc::clone(&parts.transport),
+            ghosts: Ghosts::new(
+                Arc::clone(&replica),
+                Arc::clone(&parts.quarantine),
+                Arc::clone(&parts.clock),
+            ),
+            peer_timeout: settings.peer_timeout,
+        };
+        let reconciler =
+            Arc::new(Reconciler::new(Arc::clone(&members), sides, Arc::clone(&parts.clock)));
         let handoff = Arc::new(Handoff::new(
             Arc::clone(&members),
             Arc::clone(&parts.transport),
@@ -189,6 +204,7 @@ impl Node {
             replica: Arc::clone(&replica),
             announcer: Arc::clone(&announcer),
             detector: Arc::clone(&parts.detector),
+            clock: Arc::clone(&parts.clock),
         });
         Self {
             stage,
@@ -244,6 +260,16 @@ impl Node {
             (Arc::clone(&self.reconciler), self.settings.anti_entropy_interval);
         let random_seed = self.settings.random_seed;
         self.tasks.spawn_loop(async move { reconciler.run(interval, random_seed).await });
+        let collector = Collector {
+            members: Arc::clone(&self.members),
+            reconciler: Arc::clone(&self.reconciler),
+            replica: Arc::clone(&self.replica),
+            transport: Arc::clone(&self.parts.transport),
+            clock: Arc::clone(&self.parts.clock),
+            grace: self.settings.tombstone_grace,
+            max_absence: self.settings.max_absence,
+        };
+        self.tasks.spawn_loop(collector.run(random_seed));
         let joining = Joining {
             start: self.start,
             seeds: self.settings.seeds.clone(),

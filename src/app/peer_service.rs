@@ -4,10 +4,12 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 
-use crate::domain::{Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Phase};
+use crate::domain::{
+    Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, LATE_NS, Phase,
+};
 use crate::ports::{
-    Announcement, ApplyError, EntryChunk, EntryStream, FailureDetector, NotWhole, Origin,
-    PeerError, Refusal, ReplicaApi, Store, WriteReply,
+    Announcement, ApplyError, Certification, Clock, EntryChunk, EntryStream, FailureDetector,
+    NotCertified, NotWhole, Origin, PeerError, Refusal, ReplicaApi, Store, WriteReply,
 };
 
 use super::announcer::Announcer;
@@ -24,6 +26,7 @@ pub(crate) struct PeerService {
     pub(crate) replica: Arc<Replica>,
     pub(crate) announcer: Arc<Announcer>,
     pub(crate) detector: Arc<dyn FailureDetector>,
+    pub(crate) clock: Arc<dyn Clock>,
 }
 
 #[async_trait]
@@ -66,6 +69,29 @@ impl ReplicaApi for PeerService {
             other => tracing::warn!(reason = %other, "announcement refused"),
         })?;
         Ok(self.announcer.members.announcement())
+    }
+
+    async fn fence(&self, certification: Certification) -> Result<(), NotCertified> {
+        let members = &self.announcer.members;
+        if members.view().me().phase != Phase::Whole {
+            return Err(NotCertified::Changed("it is no whole member"));
+        }
+        if members.view().me().generation != certification.generation {
+            return Err(NotCertified::Changed("it has started anew"));
+        }
+        let (now, horizon) = (self.clock.now(), certification.horizon);
+        if horizon.plus_nanos(LATE_NS) > now {
+            return Err(NotCertified::Clock);
+        }
+        // What arrived late since the comparison may be held by this node alone.
+        let age = u64::try_from(certification.age.as_nanos()).unwrap_or(u64::MAX);
+        let window = age.saturating_add(LATE_NS);
+        if self.replica.fence().last_late().is_some_and(|at| now.nanos_after(at) <= window) {
+            return Err(NotCertified::Disturbed);
+        }
+        self.replica.certify(horizon).await?;
+        members.restate();
+        Ok(())
     }
 
     fn gossip(&self, packet: &[u8]) {

@@ -5,7 +5,7 @@
 //! moment later, filters differences that are only writes under way. A comparison that breaks off
 //! has lost nothing: what was exchanged is merged, and the next one finds the rest.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::domain::{
-    Bucket, BucketSet, DigestLevel, Key, KeyedEntry, Liveness, NodeId, Phase, Timestamp,
+    Bucket, BucketSet, DigestLevel, EqualRound, Evidence, Key, Liveness, NodeId, Phase, Timestamp,
 };
-use crate::ports::{ApplyError, Clock, Origin, Peer, PeerError, PeerTransport};
+use crate::ports::{Clock, Peer, PeerError};
 
-use super::apply::Replica;
+use super::exchange::{Exchange, Moved, Sides};
 use super::members::Members;
 
 /// Between the two looks: longer than a write takes to reach a peer that is up.
@@ -31,10 +31,6 @@ const MAX_ROUNDS: usize = 8;
 
 /// Entries stamped this long before a round began were not under way: they were missing.
 const UNDER_WAY_NS: u64 = 2_000_000_000;
-
-/// Bytes of keys and values, and entries, pushed at a time.
-const PUSH_BYTES: usize = 256 * 1_024;
-const PUSH_ENTRIES: usize = 4_096;
 
 /// How long a peer may take to begin a stream of entries.
 const FIRST_CHUNK_WITHIN: Duration = Duration::from_secs(30);
@@ -54,36 +50,29 @@ pub(crate) enum FirstLook {
 /// Compares this node with others.
 pub(crate) struct Reconciler {
     members: Arc<Members>,
-    transport: Arc<dyn PeerTransport>,
-    replica: Arc<Replica>,
+    sides: Sides,
     clock: Arc<dyn Clock>,
-    peer_timeout: Duration,
     /// Peers to compare with as soon as possible.
     due: Mutex<BTreeSet<NodeId>>,
     wake: Notify,
     /// Whether the last comparison with a peer ended in equality.
     in_sync: Mutex<BTreeMap<NodeId, bool>>,
+    /// The last ones that did, as evidence.
+    evidence: Mutex<Evidence>,
     /// One comparison at a time: two at once would exchange the same entries twice.
     comparing: tokio::sync::Mutex<()>,
 }
 
 impl Reconciler {
-    pub(crate) fn new(
-        members: Arc<Members>,
-        transport: Arc<dyn PeerTransport>,
-        replica: Arc<Replica>,
-        clock: Arc<dyn Clock>,
-        peer_timeout: Duration,
-    ) -> Self {
+    pub(crate) fn new(members: Arc<Members>, sides: Sides, clock: Arc<dyn Clock>) -> Self {
         Self {
             members,
-            transport,
-            replica,
+            sides,
             clock,
-            peer_timeout,
             due: Mutex::default(),
             wake: Notify::new(),
             in_sync: Mutex::default(),
+            evidence: Mutex::default(),
             comparing: tokio::sync::Mutex::default(),
         }
     }
@@ -123,68 +112,112 @@ impl Reconciler {
     /// Compares with one peer until both hold the same. Says whether they do.
     pub(crate) async fn reconcile(&self, peer: &Peer, first: FirstLook) -> Result<bool, PeerError> {
         let _turn = self.comparing.lock().await;
-        let result = self.rounds(peer, first).await;
-        lock(&self.in_sync).insert(peer.id, matches!(result, Ok(true)));
-        result
+        let generation = self.members.view().get(peer.id).map(|member| member.generation);
+        let beyond = self.beyond(peer.id);
+        let result = self.rounds(peer, first, beyond).await;
+        lock(&self.in_sync).insert(peer.id, matches!(result, Ok(Some(_))));
+        if let (Ok(Some(began)), Some(generation)) = (&result, generation) {
+            lock(&self.evidence).record(peer.id, EqualRound { generation, began: *began });
+        }
+        if let (Ok(Some(_)), Some(horizon)) = (&result, beyond) {
+            // It holds everything up to there, and this node holds the same.
+            let certified = self.sides.replica.certify(horizon).await;
+            certified.map_err(|error| PeerError::Rejected(error.to_string()))?;
+            self.members.restate();
+        }
+        result.map(|equal| equal.is_some())
     }
 
-    async fn rounds(&self, peer: &Peer, first: FirstLook) -> Result<bool, PeerError> {
+    /// What the comparisons so far prove.
+    pub(crate) fn evidence(&self) -> Evidence {
+        let mut evidence = lock(&self.evidence);
+        if let Some(at) = self.sides.replica.fence().last_late() {
+            evidence.disturb(at);
+        }
+        evidence.clone()
+    }
+
+    /// Entries put into the quarantine.
+    pub(crate) fn quarantined(&self) -> u64 {
+        self.sides.ghosts.count()
+    }
+
+    /// The horizon of a member that is certified further than this node, while this node joins: what
+    /// is older than that and unknown there is a ghost. (A whole node is about to be asked itself.)
+    fn beyond(&self, peer: NodeId) -> Option<Timestamp> {
+        let theirs = self.members.horizon_of(peer);
+        let joining = self.members.view().me().phase == Phase::Joining;
+        (joining && theirs > self.members.horizon()).then_some(theirs)
+    }
+
+    /// When the look at the data began that found both equal, if one did.
+    async fn rounds(
+        &self,
+        peer: &Peer,
+        first: FirstLook,
+        beyond: Option<Timestamp>,
+    ) -> Result<Option<Timestamp>, PeerError> {
         for round in 0..MAX_ROUNDS {
             let began = self.clock.now();
             let mut differing = self.differing(peer).await?;
             if differing.is_empty() {
-                return Ok(true);
+                return Ok(Some(began));
             }
             if round > 0 || first == FirstLook::Checked {
                 tokio::time::sleep(SECOND_LOOK_AFTER).await;
                 differing = differing.intersection(&self.differing(peer).await?);
                 if differing.is_empty() {
-                    return Ok(true);
+                    return Ok(Some(began));
                 }
             }
-            let moved = self.exchange(peer, differing).await?;
+            let moved = self.exchange(peer, differing, beyond).await?;
             tracing::info!(peer = %peer.id, pulled = moved.pulled, pushed = moved.pushed,
                 refused = moved.refused, "data compared and exchanged");
             if moved.refused > 0 {
                 // This node lacks them until its clock is right, or they have come of age.
-                return Ok(false);
+                return Ok(None);
             }
             let settled = moved.oldest.is_none_or(|at| began.nanos_after(at) < UNDER_WAY_NS);
             if settled && round > 0 {
-                return Ok(true);
+                return Ok(Some(began));
             }
         }
-        Ok(false)
+        Ok(None)
     }
 
     /// The buckets in which this node and the peer differ.
     async fn differing(&self, peer: &Peer) -> Result<BucketSet, PeerError> {
-        let theirs = self.transport.digest(peer, self.peer_timeout).await?;
-        if theirs == self.replica.store().digest() {
+        let theirs = self.sides.transport.digest(peer, self.sides.peer_timeout).await?;
+        if theirs == self.sides.replica.store().digest() {
             return Ok(BucketSet::none());
         }
         let theirs = self.level_digests(peer, DigestLevel::Groups).await?;
-        let ours = DigestLevel::Groups.of(&self.replica.store().bucket_digests());
+        let ours = DigestLevel::Groups.of(&self.sides.replica.store().bucket_digests());
         let groups = DigestLevel::differing_groups(&ours, &theirs);
         let theirs = self.level_digests(peer, DigestLevel::BucketsOf(groups.clone())).await?;
-        Ok(BucketSet::differing(&groups, &self.replica.store().bucket_digests(), &theirs))
+        Ok(BucketSet::differing(&groups, &self.sides.replica.store().bucket_digests(), &theirs))
     }
 
     async fn level_digests(&self, peer: &Peer, level: DigestLevel) -> Result<Vec<u64>, PeerError> {
-        self.transport.level_digests(peer, level, self.peer_timeout).await
+        self.sides.transport.level_digests(peer, level, self.sides.peer_timeout).await
     }
 
     /// Takes over what the peer holds newer in these buckets, and gives it what it lacks.
-    async fn exchange(&self, peer: &Peer, buckets: BucketSet) -> Result<Moved, PeerError> {
-        let mut exchange = Exchange::new(self, peer, self.own_keys(&buckets).await);
-        let mut stream = self.transport.pull(peer, buckets).await?;
+    async fn exchange(
+        &self,
+        peer: &Peer,
+        buckets: BucketSet,
+        beyond: Option<Timestamp>,
+    ) -> Result<Moved, PeerError> {
+        let mut exchange = Exchange::new(&self.sides, peer, self.own_keys(&buckets).await, beyond);
+        let mut stream = self.sides.transport.pull(peer, buckets).await?;
         let mut complete_through = None;
         // The peer walks over all its keys before it sends the first ones.
         let mut patience = FIRST_CHUNK_WITHIN;
         loop {
             let next = tokio::time::timeout(patience, stream.next()).await;
             let Some(chunk) = next.map_err(|_| PeerError::TimedOut)?.transpose()? else { break };
-            patience = self.peer_timeout;
+            patience = self.sides.peer_timeout;
             exchange.take_in(chunk.entries).await?;
             if let Some(through) = chunk.complete_through {
                 exchange.give_through(through).await?;
@@ -200,7 +233,7 @@ impl Reconciler {
     }
 
     async fn own_keys(&self, buckets: &BucketSet) -> Vec<Key> {
-        let (store, buckets) = (Arc::clone(self.replica.store()), buckets.clone());
+        let (store, buckets) = (Arc::clone(self.sides.replica.store()), buckets.clone());
         // A walk over all keys: too long for the threads that serve clients.
         tokio::task::spawn_blocking(move || store.keys_in(&buckets)).await.unwrap_or_default()
     }
@@ -237,114 +270,6 @@ impl Reconciler {
             let picked = random.random_range(0..up.len());
             lock(&self.due).extend(up.get(picked));
         }
-    }
-}
-
-/// What an exchange moved.
-#[derive(Debug, Default)]
-struct Moved {
-    pulled: u64,
-    pushed: u64,
-    /// Entries that this node did not take, for their clock.
-    refused: u64,
-    /// The oldest version among what was moved.
-    oldest: Option<Timestamp>,
-}
-
-/// A running exchange with one peer, bucket by bucket.
-struct Exchange<'a> {
-    reconciler: &'a Reconciler,
-    peer: &'a Peer,
-    /// This node's keys in the buckets, in their order, those not yet given.
-    own_keys: std::iter::Peekable<std::vec::IntoIter<Key>>,
-    /// What the peer was found to hold in buckets that are not complete yet.
-    theirs: HashSet<Key>,
-    to_push: Vec<KeyedEntry>,
-    to_push_bytes: usize,
-    moved: Moved,
-}
-
-impl<'a> Exchange<'a> {
-    fn new(reconciler: &'a Reconciler, peer: &'a Peer, own_keys: Vec<Key>) -> Self {
-        Self {
-            reconciler,
-            peer,
-            own_keys: own_keys.into_iter().peekable(),
-            theirs: HashSet::new(),
-            to_push: Vec::new(),
-            to_push_bytes: 0,
-            moved: Moved::default(),
-        }
-    }
-
-    /// Merges in what is newer than this node's copies.
-    async fn take_in(&mut self, entries: Vec<KeyedEntry>) -> Result<(), PeerError> {
-        let replica = &self.reconciler.replica;
-        let mut news = Vec::new();
-        for theirs in entries {
-            let ours = replica.get(&theirs.key);
-            self.theirs.insert(theirs.key.clone());
-            if ours.as_ref().is_none_or(|ours| theirs.entry.supersedes(ours)) {
-                news.push(theirs);
-            } else if let Some(ours) = ours.filter(|ours| ours.supersedes(&theirs.entry)) {
-                self.give(KeyedEntry::new(theirs.key, ours)).await?;
-            }
-        }
-        let stamps: Vec<_> = news.iter().map(|write| write.entry.version.timestamp).collect();
-        let replies = self.reconciler.replica.apply(news, Origin::Sync).await;
-        for (stamp, reply) in stamps.into_iter().zip(replies) {
-            match reply {
-                Ok(_) => {
-                    self.moved.pulled += 1;
-                    self.moved.note(stamp);
-                }
-                // Logged by the replica; the rest of the data need not wait for it.
-                Err(ApplyError::ClockDrift(_)) => self.moved.refused += 1,
-                Err(error) => return Err(PeerError::Rejected(error.to_string())),
-            }
-        }
-        Ok(())
-    }
-
-    /// Gives the peer what it lacks in the buckets up to this one.
-    async fn give_through(&mut self, through: Bucket) -> Result<(), PeerError> {
-        while let Some(key) = self.own_keys.next_if(|key| Bucket::of(key) <= through) {
-            if self.theirs.contains(&key) {
-                continue;
-            }
-            if let Some(ours) = self.reconciler.replica.get(&key) {
-                self.give(KeyedEntry::new(key, ours)).await?;
-            }
-        }
-        self.theirs.retain(|key| Bucket::of(key) > through);
-        Ok(())
-    }
-
-    async fn give(&mut self, write: KeyedEntry) -> Result<(), PeerError> {
-        self.moved.note(write.entry.version.timestamp);
-        self.to_push_bytes += write.payload_bytes();
-        self.to_push.push(write);
-        if self.to_push_bytes >= PUSH_BYTES || self.to_push.len() >= PUSH_ENTRIES {
-            self.push().await?;
-        }
-        Ok(())
-    }
-
-    async fn push(&mut self) -> Result<(), PeerError> {
-        if self.to_push.is_empty() {
-            return Ok(());
-        }
-        let writes = std::mem::take(&mut self.to_push);
-        self.to_push_bytes = 0;
-        self.moved.pushed += writes.len() as u64;
-        let (transport, timeout) = (&self.reconciler.transport, self.reconciler.peer_timeout);
-        transport.push(self.peer, writes, timeout).await
-    }
-}
-
-impl Moved {
-    fn note(&mut self, at: Timestamp) {
-        self.oldest = Some(self.oldest.map_or(at, |oldest| oldest.min(at)));
     }
 }
 

@@ -38,6 +38,10 @@ pub struct NodeSettings {
     pub max_hint_bytes: usize,
     /// How often this node compares itself with another one, on average.
     pub anti_entropy_interval: Duration,
+    /// How long a tombstone is kept at least.
+    pub tombstone_grace: Duration,
+    /// How long a member may be down before tombstones are forgotten without it.
+    pub max_absence: Duration,
     /// Seed of the randomness of intervals and orders.
     pub random_seed: u64,
 }
@@ -59,6 +63,8 @@ impl NodeSettings {
             max_clock_drift: Duration::from_millis(500),
             max_hint_bytes: 64 << 20,
             anti_entropy_interval: Duration::from_secs(30),
+            tombstone_grace: Duration::from_secs(24 * 3_600),
+            max_absence: Duration::from_secs(7 * 24 * 3_600),
             random_seed: 0,
         }
     }

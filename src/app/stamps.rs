@@ -62,6 +62,11 @@ impl Stamps {
         self.clock().check(now, seen)
     }
 
+    /// Wall time.
+    pub(crate) fn now(&self) -> Timestamp {
+        self.wall.now()
+    }
+
     /// Moves past a version from elsewhere.
     pub(crate) fn observe(&self, seen: Timestamp) -> Result<(), ClockDrift> {
         let now = self.wall.now();

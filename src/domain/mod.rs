@@ -9,6 +9,7 @@ mod clock;
 mod digest;
 mod entry;
 mod hints;
+mod horizon;
 mod key;
 mod members;
 mod memory;
@@ -25,6 +26,7 @@ pub use digest::{
 };
 pub use entry::{Content, Entry, KeyedEntry};
 pub use hints::HintQueue;
+pub use horizon::{EqualRound, Evidence, LATE_NS, Proposal, counted, is_proposer};
 pub use key::{InvalidKey, Key, MAX_KEY_BYTES};
 pub use members::{Liveness, Meeting, Member, MemberState, MemberView, Phase, RecordChange};
 pub use memory::{MemoryFull, MemoryLimit};

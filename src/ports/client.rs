@@ -138,6 +138,8 @@ pub struct ClusterStatus {
     pub store: StoreStats,
     /// Equal on nodes that hold the same data.
     pub digest: Digest,
+    /// Keys removed up to here are forgotten, and cannot come back; `None` if none were yet.
+    pub horizon: Option<Timestamp>,
 }
 
 /// This node, as it shows itself.
@@ -187,6 +189,14 @@ pub struct NodeStats {
     pub entries_synced: u64,
     /// Entries refused because their version was too far in the future.
     pub drift_refusals: u64,
+    /// Entries from elsewhere that were more than ten seconds old on arrival.
+    pub late_arrivals: u64,
+    /// Tombstones forgotten.
+    pub tombstones_dropped: u64,
+    /// Entries put into the quarantine.
+    pub quarantined: u64,
+    /// How long ago the horizon was.
+    pub horizon_age: Option<Duration>,
     /// Hook calls dropped because a hook was too slow.
     pub hook_drops: u64,
     /// Hook calls that panicked.

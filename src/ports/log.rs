@@ -2,7 +2,7 @@
 
 use async_trait::async_trait;
 
-use crate::domain::{KeyedEntry, Timestamp};
+use crate::domain::{Key, KeyedEntry, Timestamp, Version};
 
 /// The node's log.
 ///
@@ -59,14 +59,24 @@ pub enum LogRecord {
     Write(KeyedEntry),
     /// The node's clock may have handed out stamps up to here: it never goes back below this.
     ClockBound(Timestamp),
+    /// This node held every entry stamped up to here that exists, and forgot the tombstones up to
+    /// here. Nothing so old that it did not hold entered it afterwards.
+    Horizon(Timestamp),
+    /// This version of a key, held until here, was taken out of the store.
+    Expunged {
+        /// The key.
+        key: Key,
+        /// The version that was held; another one stays.
+        version: Version,
+    },
 }
 
 impl LogRecord {
-    /// Whether it holds a value: removals and clock bounds do not.
+    /// Whether it holds a value: all but writes of values do not.
     pub const fn holds_value(&self) -> bool {
         match self {
             Self::Write(write) => !write.entry.is_tombstone(),
-            Self::ClockBound(_) => false,
+            Self::ClockBound(_) | Self::Horizon(_) | Self::Expunged { .. } => false,
         }
     }
 }

@@ -1,7 +1,8 @@
 //! The ports: what the application needs from outside, and what the outside may ask of it.
 //!
 //! Driven ports (the application calls, an adapter answers): [`Store`], [`OpLog`],
-//! [`PeerTransport`], [`FailureDetector`], [`MemberBook`], [`Hook`], [`Clock`]. Driving ports (an
+//! [`PeerTransport`], [`FailureDetector`], [`MemberBook`], [`Quarantine`], [`Hook`],
+//! [`Clock`]. Driving ports (an
 //! adapter calls, the application answers): [`ClientApi`] for clients, [`ReplicaApi`] for peers.
 //!
 //! A port's documentation is its contract. Ports with more than one adapter have a suite under
@@ -14,6 +15,7 @@ mod clock;
 mod detector;
 mod hook;
 mod log;
+mod quarantine;
 mod replica;
 mod store;
 mod transport;
@@ -27,7 +29,11 @@ pub use clock::Clock;
 pub use detector::{FailureDetector, LivenessChange};
 pub use hook::{Effect, Hook, OpKind, Operation, Origin, Veto};
 pub use log::{LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed};
-pub use replica::{ApplyError, EntryChunk, EntryStream, NotWhole, ReplicaApi, WriteReply};
+pub use quarantine::{Quarantine, QuarantineError};
+pub use replica::{
+    ApplyError, Certification, EntryChunk, EntryStream, NotCertified, NotWhole, ReplicaApi,
+    WriteReply,
+};
 pub use store::{Merged, Store, StoreStats};
 pub use transport::{
     Announcement, PROTOCOL_VERSION, Peer, PeerError, PeerTransport, ProtocolRange, Refusal,
@@ -36,6 +42,6 @@ pub use transport::{
 #[cfg(test)]
 pub use self::{
     book::MockMemberBook, client::MockClientApi, clock::MockClock, detector::MockFailureDetector,
-    hook::MockHook, log::MockOpLog, replica::MockReplicaApi, store::MockStore,
-    transport::MockPeerTransport,
+    hook::MockHook, log::MockOpLog, quarantine::MockQuarantine, replica::MockReplicaApi,
+    store::MockStore, transport::MockPeerTransport,
 };

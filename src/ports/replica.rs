@@ -1,9 +1,11 @@
 //! The `ReplicaApi` driving port: what peers ask of this node.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
 
 use crate::domain::{
-    Bucket, BucketSet, ClockDrift, Digest, DigestLevel, Entry, Key, KeyedEntry, Version,
+    Bucket, BucketSet, ClockDrift, Digest, DigestLevel, Entry, Key, KeyedEntry, Timestamp, Version,
 };
 
 use super::{Announcement, LogError, Origin, PeerError, Refusal};
@@ -47,8 +49,44 @@ pub trait ReplicaApi: Send + Sync + 'static {
     /// [`Refusal`] when the two do not belong together.
     async fn announce(&self, announcement: Announcement) -> Result<Announcement, Refusal>;
 
+    /// Certifies this node at a horizon: it refuses from now on what is older and not held, and
+    /// forgets its tombstones up to there. Durable when it returns; a second time does nothing.
+    ///
+    /// # Errors
+    /// [`NotCertified`] when the evidence is not of this node as it is now. Nothing was changed; the
+    /// caller has to compare anew.
+    async fn fence(&self, certification: Certification) -> Result<(), NotCertified>;
+
     /// A packet for the failure detector. Never blocks; may be dropped like any datagram.
     fn gossip(&self, packet: &[u8]);
+}
+
+/// That a node holds everything up to a horizon, as a peer found by comparing with it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Certification {
+    /// Every entry stamped up to here that exists is held.
+    pub horizon: Timestamp,
+    /// The start of the node that was compared.
+    pub generation: u64,
+    /// How long ago the oldest of the comparisons began on which this rests.
+    pub age: Duration,
+}
+
+/// Why a node did not let itself be certified.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NotCertified {
+    /// It is no whole member, or not in the generation that was compared.
+    #[error("the node is not the one that was compared: {0}")]
+    Changed(&'static str),
+    /// Something has arrived late since it was compared, which others may lack.
+    #[error("an entry has arrived late since the comparison")]
+    Disturbed,
+    /// The horizon is not in its past: one of the clocks is wrong.
+    #[error("the horizon is not in the past of this node; check the clocks of both (NTP)")]
+    Clock,
+    /// The log did not take it.
+    #[error(transparent)]
+    Log(#[from] LogError),
 }
 
 /// A replica's answer to a write that it took in or did not need.

@@ -1,6 +1,6 @@
 //! The `Store` port: the entries of this node, in memory.
 
-use crate::domain::{BucketSet, Digest, Entry, Key, KeyedEntry, Version};
+use crate::domain::{BucketSet, Digest, Entry, Key, KeyedEntry, Timestamp, Version};
 
 /// The entries of this node, tombstones included.
 ///
@@ -8,8 +8,9 @@ use crate::domain::{BucketSet, Digest, Entry, Key, KeyedEntry, Version};
 /// * `merge` MUST leave the larger of the held and the given entry ([`Entry::merge`]), atomically
 ///   per key, from any number of threads.
 /// * A `get` that begins after a `merge` returned MUST see that entry or a larger one.
-/// * The digests and counts MUST be exact whenever no `merge` is running, and MUST cost O(1) per
-///   `merge` to keep.
+/// * The digests and counts MUST be exact whenever nothing that changes the store is running, and
+///   MUST cost O(1) per changed entry to keep.
+/// * `drop_tombstones` and `expunge` MUST look and remove atomically per key.
 /// * No method may block on anything but its own locks, and none may hold one when it returns.
 #[cfg_attr(test, mockall::automock)]
 pub trait Store: Send + Sync + 'static {
@@ -28,6 +29,14 @@ pub trait Store: Send + Sync + 'static {
     /// The keys in these buckets, tombstones' too, ordered by bucket (within one, in any order).
     /// Keys merged in while this runs may be missing. Costs a walk over all keys.
     fn keys_in(&self, buckets: &BucketSet) -> Vec<Key>;
+
+    /// Forgets every tombstone stamped up to here; live entries stay. Returns how many there were.
+    /// Costs a walk over all keys.
+    fn drop_tombstones(&self, through: Timestamp) -> u64;
+
+    /// Forgets the entry of this key if it is exactly this version, a live one too. Says whether it
+    /// was.
+    fn expunge(&self, key: &Key, version: Version) -> bool;
 
     /// Counts.
     fn stats(&self) -> StoreStats;

@@ -4,9 +4,11 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Member, NodeId};
+use crate::domain::{
+    BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Member, NodeId, Timestamp,
+};
 
-use super::{EntryStream, WriteReply};
+use super::{Certification, EntryStream, WriteReply};
 
 /// The version of the language spoken between nodes.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -85,6 +87,15 @@ pub trait PeerTransport: Send + Sync + 'static {
         timeout: Duration,
     ) -> Result<(), PeerError>;
 
+    /// Certifies the peer at a horizon, as [`ReplicaApi::fence`](super::ReplicaApi::fence). A refusal
+    /// is [`PeerError::Rejected`].
+    async fn fence(
+        &self,
+        peer: &Peer,
+        certification: Certification,
+        timeout: Duration,
+    ) -> Result<(), PeerError>;
+
     /// The smoothed round trip of recent calls to this peer, if there were any.
     fn round_trip(&self, peer: NodeId) -> Option<Duration>;
 
@@ -137,6 +148,8 @@ pub struct Announcement {
     pub sender: Member,
     /// The other members it knows, those that left too.
     pub members: Vec<Member>,
+    /// Where it is certified: it holds everything stamped up to here, and no tombstone. Zero: nowhere.
+    pub horizon: Timestamp,
 }
 
 /// Why two nodes do not belong together. Nothing was changed on either side; no retry helps until

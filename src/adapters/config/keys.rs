@@ -69,7 +69,7 @@ macro_rules! key {
 
 /// Every key, in the order of the help.
 #[rustfmt::skip]
-pub(super) const KEYS: [KeySpec; 23] = [
+pub(super) const KEYS: [KeySpec; 25] = [
     key!("fresh", "fresh", Switch, "BOOL", Some("false"),
         "Start with an empty log; the old one is moved aside, never deleted",
         "true or false"),
@@ -133,6 +133,12 @@ pub(super) const KEYS: [KeySpec; 23] = [
     key!("anti_entropy_interval", "anti-entropy-interval", Text, "DURATION", Some("30s"),
         "How often nodes compare their data",
         "a duration from 10ms to 24h, such as 30s or 5m"),
+    key!("tombstone_grace", "tombstone-grace", Text, "DURATION", Some("24h"),
+        "How long it is remembered at least that a key was removed",
+        "a duration from 1m to 8760h, such as 24h"),
+    key!("max_absence", "max-absence", Text, "DURATION", Some("168h"),
+        "How long a member may be down before removed keys are forgotten without it",
+        "a duration from 1m to 8760h, such as 168h"),
     key!("worker_threads", "worker-threads", Number, "N", None,
         "Threads that serve requests [default: the number of cores]",
         "a whole number from 1 to 1024"),

@@ -343,6 +343,8 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         assert_eq!(config.max_memory, None);
         assert_eq!(config.max_clock_drift, Duration::from_millis(500));
         assert_eq!(config.anti_entropy_interval, Duration::from_secs(30));
+        assert_eq!(config.tombstone_grace, Duration::from_secs(86_400));
+        assert_eq!(config.max_absence, Duration::from_secs(604_800));
         assert!(config.hooks.is_empty());
         assert!(config.worker_threads.get() >= 1);
     }
@@ -410,6 +412,8 @@ write_quorum: 1 # Number of nodes required for a successful write operation
             ("max_clock_drift", "1s"),
             ("hooks", "audit"),
             ("anti_entropy_interval", "1m"),
+            ("tombstone_grace", "2h"),
+            ("max_absence", "4h"),
             ("worker_threads", "3"),
         ];
         let (mut flags, mut variables) = (layers(), layers());

@@ -15,6 +15,10 @@ use super::forms::{self, AdvertiseAddr, SeedAddr, Wrong};
 use super::keys::{KNOWN_HOOKS, KeySpec};
 
 const KIB: u64 = 1_024;
+
+/// In milliseconds.
+const MINUTE_MS: u64 = 60_000;
+const YEAR_MS: u64 = 365 * 86_400_000;
 const MIB: u64 = 1_024 * KIB;
 
 /// JSON may need six bytes for one of a value.
@@ -72,6 +76,10 @@ pub struct Config {
     pub hooks: Vec<String>,
     /// How often nodes compare their data.
     pub anti_entropy_interval: Duration,
+    /// How long tombstones are kept at least.
+    pub tombstone_grace: Duration,
+    /// How long a member may be down before tombstones are forgotten without it.
+    pub max_absence: Duration,
     /// Threads that serve requests.
     pub worker_threads: NonZeroUsize,
 }
@@ -129,6 +137,9 @@ impl Config {
             hooks: from.optional("hooks", hooks)?.unwrap_or_default(),
             anti_entropy_interval: from
                 .required("anti_entropy_interval", |v| duration(v, 10, 86_400_000))?,
+            tombstone_grace: from
+                .required("tombstone_grace", |v| duration(v, MINUTE_MS, YEAR_MS))?,
+            max_absence: from.required("max_absence", |v| duration(v, MINUTE_MS, YEAR_MS))?,
             worker_threads: from
                 .optional("worker_threads", threads)?
                 .or_else(|| std::thread::available_parallelism().ok())
@@ -145,6 +156,13 @@ impl Config {
                 from.place("http_port"),
                 from.place("grpc_port"),
                 self.http_port
+            )));
+        }
+        if self.max_absence < self.tombstone_grace {
+            return Err(Refused::new(format!(
+                "{} is shorter than {}; expected at least as long",
+                from.place("max_absence"),
+                from.place("tombstone_grace")
             )));
         }
         if self.fresh && self.replay_log.is_some() {

@@ -3,7 +3,7 @@
 //! A record on disk, all numbers little-endian:
 //!
 //! 1. payload length, `u32`
-//! 2. kind, `u8`: 1 = write, 2 = clock bound
+//! 2. kind, `u8`: 1 = write, 2 = clock bound, 3 = horizon, 4 = expunged version
 //! 3. flags, `u8`, 0
 //! 4. reserved, `u16`, 0
 //! 5. sequence, `u64`: rises by one from record to record, across segments
@@ -32,6 +32,8 @@ pub(super) const MAX_PAYLOAD_BYTES: usize = MAX_VALUE_BYTES + 4_096;
 
 const KIND_WRITE: u8 = 1;
 const KIND_CLOCK_BOUND: u8 = 2;
+const KIND_HORIZON: u8 = 3;
+const KIND_EXPUNGED: u8 = 4;
 
 const FIELD_KEY: u32 = 1;
 const FIELD_TIMESTAMP: u32 = 2;
@@ -46,7 +48,8 @@ pub(super) struct Header {
     pub(super) sequence: u64,
 }
 
-/// A payload as read: a write has all but perhaps the value, a clock bound only the timestamp.
+/// A payload as read: a write has all but perhaps the value, an expunged version all but the value, a
+/// clock bound or a horizon only the timestamp.
 #[derive(Clone, PartialEq, Message)]
 struct Payload {
     #[prost(string, tag = "1")]
@@ -81,6 +84,14 @@ pub(super) fn encode_unnumbered(record: &LogRecord, out: &mut Vec<u8>) {
             encode_fixed64(FIELD_TIMESTAMP, bound.as_nanos(), out);
             KIND_CLOCK_BOUND
         }
+        LogRecord::Horizon(horizon) => {
+            encode_fixed64(FIELD_TIMESTAMP, horizon.as_nanos(), out);
+            KIND_HORIZON
+        }
+        LogRecord::Expunged { key, version } => {
+            encode_version(key, *version, out);
+            KIND_EXPUNGED
+        }
     };
     let payload = out.get(start + HEADER_BYTES..).unwrap_or_default();
     let (payload_bytes, payload_crc) = (payload.len(), crc32c::crc32c(payload));
@@ -106,7 +117,7 @@ pub(super) fn number(records: &mut [u8], first: u64, salt: u64) {
 pub(super) fn decode_header(bytes: &[u8; HEADER_BYTES], salt: u64) -> Option<Header> {
     let header = read_fields(bytes);
     // Cheap refusals first: the search for records behind a damage tries every offset.
-    let plausible = matches!(header.kind, KIND_WRITE | KIND_CLOCK_BOUND)
+    let plausible = (KIND_WRITE..=KIND_EXPUNGED).contains(&header.kind)
         && header.payload_bytes <= MAX_PAYLOAD_BYTES
         && bytes.get(5..8) == Some(&[0; 3]);
     (plausible && encode_header(header, salt) == *bytes).then_some(header)
@@ -117,11 +128,16 @@ pub(super) fn decode_header(bytes: &[u8; HEADER_BYTES], salt: u64) -> Option<Hea
 pub(super) fn decode_payload(kind: u8, payload: &[u8]) -> Result<LogRecord, String> {
     let payload = Payload::decode(payload).map_err(|error| error.to_string())?;
     let timestamp = Timestamp::from_nanos(payload.timestamp);
-    if kind == KIND_CLOCK_BOUND {
-        return Ok(LogRecord::ClockBound(timestamp));
+    match kind {
+        KIND_CLOCK_BOUND => return Ok(LogRecord::ClockBound(timestamp)),
+        KIND_HORIZON => return Ok(LogRecord::Horizon(timestamp)),
+        _ => {}
     }
     let key = Key::new(&payload.key).map_err(|error| error.to_string())?;
     let version = Version::new(timestamp, NodeId::new(payload.node));
+    if kind == KIND_EXPUNGED {
+        return Ok(LogRecord::Expunged { key, version });
+    }
     let entry = match payload.value {
         Some(value) => Entry::live(version, Value::new(&value)),
         None => Entry::tombstone(version),
@@ -134,7 +150,8 @@ pub(super) fn max_encoded_bytes(record: &LogRecord) -> usize {
     const FIXED_FIELDS: usize = 64;
     let payload = match record {
         LogRecord::Write(write) => write.payload_bytes(),
-        LogRecord::ClockBound(_) => 0,
+        LogRecord::Expunged { key, .. } => key.as_str().len(),
+        LogRecord::ClockBound(_) | LogRecord::Horizon(_) => 0,
     };
     HEADER_BYTES + FIXED_FIELDS + payload + TRAILER_BYTES
 }
@@ -172,12 +189,16 @@ fn read_fields(header: &[u8; HEADER_BYTES]) -> Header {
 fn encode_write(write: &KeyedEntry, out: &mut Vec<u8>) {
     let value = write.entry.value().map(Value::as_str);
     out.reserve(write.payload_bytes() + 4 * key_len(FIELD_VALUE) + 32);
-    encode_text(FIELD_KEY, write.key.as_str(), out);
-    encode_fixed64(FIELD_TIMESTAMP, write.entry.version.timestamp.as_nanos(), out);
-    encode_fixed64(FIELD_NODE, write.entry.version.node.as_u64(), out);
+    encode_version(&write.key, write.entry.version, out);
     if let Some(value) = value {
         encode_text(FIELD_VALUE, value, out);
     }
+}
+
+fn encode_version(key: &Key, version: Version, out: &mut Vec<u8>) {
+    encode_text(FIELD_KEY, key.as_str(), out);
+    encode_fixed64(FIELD_TIMESTAMP, version.timestamp.as_nanos(), out);
+    encode_fixed64(FIELD_NODE, version.node.as_u64(), out);
 }
 
 fn encode_text(field: u32, text: &str, out: &mut Vec<u8>) {
@@ -215,7 +236,13 @@ mod tests {
             let version = Version::new(Timestamp::from_nanos(time), NodeId::new(node));
             let entry = value.map_or(Entry::tombstone(version), |v| Entry::live(version, Value::new(&v)));
             let record = LogRecord::Write(KeyedEntry::new(Key::new(&key).unwrap(), entry));
-            for record in [record, LogRecord::ClockBound(version.timestamp)] {
+            let key = Key::new(&key).unwrap();
+            let others = [
+                LogRecord::ClockBound(version.timestamp),
+                LogRecord::Horizon(version.timestamp),
+                LogRecord::Expunged { key, version },
+            ];
+            for record in others.into_iter().chain([record]) {
                 let mut bytes = Vec::new();
                 encode(&record, sequence, salt, &mut bytes);
                 let (header, decoded) = decode(&bytes, salt);
@@ -226,7 +253,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_the_payload_reader_panic(kind in 1u8..3, bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn no_bytes_make_the_payload_reader_panic(kind in 1u8..5, bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             drop(decode_payload(kind, &bytes));
         }
     }

@@ -2,6 +2,7 @@
 //! sends is believed, and nothing it leaves out makes this node panic.
 
 use std::str;
+use std::time::Duration;
 
 use bytes::Bytes;
 use tonic::Status;
@@ -10,7 +11,7 @@ use crate::domain::{
     Bucket, BucketSet, DigestLevel, Entry, Group, Key, KeyedEntry, MAX_VALUE_BYTES, Member, NodeId,
     Phase, Timestamp, Value, Version,
 };
-use crate::ports::{Announcement, EntryChunk, PeerError, ProtocolRange, WriteReply};
+use crate::ports::{Announcement, Certification, EntryChunk, PeerError, ProtocolRange, WriteReply};
 
 use super::wire;
 
@@ -176,6 +177,7 @@ pub(super) fn announcement_to_wire(announcement: &Announcement) -> wire::Announc
         protocol_max: announcement.protocol.max,
         sender: Some(member_to_wire(&announcement.sender)),
         members: announcement.members.iter().map(member_to_wire).collect(),
+        horizon: announcement.horizon.as_nanos(),
     }
 }
 
@@ -193,7 +195,24 @@ pub(super) fn announcement_from_wire(
             .into_iter()
             .map(member_from_wire)
             .collect::<Result<_, _>>()?,
+        horizon: Timestamp::from_nanos(announcement.horizon),
     })
+}
+
+pub(super) fn certification_to_wire(certification: Certification) -> wire::FenceRequest {
+    wire::FenceRequest {
+        horizon: certification.horizon.as_nanos(),
+        generation: certification.generation,
+        age: u64::try_from(certification.age.as_nanos()).unwrap_or(u64::MAX),
+    }
+}
+
+pub(super) const fn certification_from_wire(request: wire::FenceRequest) -> Certification {
+    Certification {
+        horizon: Timestamp::from_nanos(request.horizon),
+        generation: request.generation,
+        age: Duration::from_nanos(request.age),
+    }
 }
 
 fn member_to_wire(member: &Member) -> wire::Member {
@@ -305,6 +324,37 @@ mod tests {
         assert!(level_from_wire(&[3, 3]).is_err() && level_from_wire(&[4, 3]).is_err());
         let chunk = wire::Chunk { complete_through: Some(65_536), ..wire::Chunk::default() };
         assert!(chunk_from_wire(&chunk).is_err());
+    }
+
+    #[test]
+    fn a_certification_survives_the_wire() {
+        for number in [0, 1, u64::MAX] {
+            let certification = Certification {
+                horizon: Timestamp::from_nanos(number),
+                generation: number,
+                age: Duration::from_nanos(number),
+            };
+            let bytes = certification_to_wire(certification).encode_to_vec();
+            let decoded = wire::FenceRequest::decode(bytes.as_slice()).unwrap();
+            assert_eq!(certification_from_wire(decoded), certification);
+        }
+    }
+
+    #[test]
+    fn the_horizon_of_an_announcement_survives_the_wire() {
+        let sender = wire::Member {
+            id: 1,
+            generation: 1,
+            phase: wire::Phase::Whole.into(),
+            grpc_addr: "a:1".into(),
+            http_addr: "a:2".into(),
+        };
+        let theirs = wire::Announcement { sender: Some(sender), ..Default::default() };
+        // As of a release that knows no horizon.
+        let decoded = announcement_from_wire(theirs.clone()).unwrap();
+        assert_eq!(decoded.horizon, Timestamp::ZERO);
+        let theirs = wire::Announcement { horizon: u64::MAX, ..theirs };
+        assert_eq!(announcement_to_wire(&announcement_from_wire(theirs.clone()).unwrap()), theirs);
     }
 
     #[test]

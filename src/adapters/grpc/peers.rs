@@ -19,11 +19,13 @@ use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
 use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId};
-use crate::ports::{Announcement, EntryStream, Peer, PeerError, PeerTransport, WriteReply};
+use crate::ports::{
+    Announcement, Certification, EntryStream, Peer, PeerError, PeerTransport, WriteReply,
+};
 
 use super::convert::{
-    announcement_from_wire, announcement_to_wire, copy_from_wire, digests_from_wire, keyed_to_wire,
-    level_to_wire, reply_from_wire,
+    announcement_from_wire, announcement_to_wire, certification_to_wire, copy_from_wire,
+    digests_from_wire, keyed_to_wire, level_to_wire, reply_from_wire,
 };
 use super::fragments::{BATCH_BYTES, MAX_MESSAGE_BYTES, split};
 use super::handshake::{Handshake, error};
@@ -283,6 +285,19 @@ impl PeerTransport for GrpcPeers {
         let parts = pack(writes.iter().map(keyed_to_wire));
         let request = self.handshake.request(tokio_stream::iter(parts), Some(peer.id));
         within(timeout, client.push(request)).await.map(|_| ())
+    }
+
+    async fn fence(
+        &self,
+        peer: &Peer,
+        certification: Certification,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        let _call = self.begin()?;
+        let mut client = client(self.place(&peer.addr)?.control);
+        let request = certification_to_wire(certification);
+        let request = self.handshake.request(request, Some(peer.id));
+        within(timeout, client.fence(request)).await.map(|_| ())
     }
 
     fn round_trip(&self, peer: NodeId) -> Option<Duration> {

@@ -18,16 +18,17 @@ use crate::domain::NodeId;
 use crate::ports::{ApplyError, Origin, ReplicaApi};
 
 use super::convert::{
-    announcement_from_wire, announcement_to_wire, buckets_from_wire, chunk_from_wire,
-    level_from_wire,
+    announcement_from_wire, announcement_to_wire, buckets_from_wire, certification_from_wire,
+    chunk_from_wire, level_from_wire,
 };
 use super::fragments::{MAX_MESSAGE_BYTES, Reassembly};
 use super::handshake::{Handshake, refused};
 use super::streams::{Outbox, send_entries, serve_data};
 use super::wire::peer_server::{Peer, PeerServer};
 use super::wire::{
-    Announcement, Chunk, DigestReply, DigestRequest, GossipEnd, GossipPacket, LevelDigestsReply,
-    LevelDigestsRequest, PullRequest, PushReply, ReplyBatch, RequestBatch,
+    Announcement, Chunk, DigestReply, DigestRequest, FenceReply, FenceRequest, GossipEnd,
+    GossipPacket, LevelDigestsReply, LevelDigestsRequest, PullRequest, PushReply, ReplyBatch,
+    RequestBatch,
 };
 
 /// Calls at a time on one connection. (Tonic sets none by itself.)
@@ -199,6 +200,18 @@ impl Peer for Service {
             stop.run_until_cancelled_owned(sending).await;
         });
         Ok(Response::new(ReceiverStream::new(stream)))
+    }
+
+    async fn fence(&self, request: Request<FenceRequest>) -> Result<Response<FenceReply>, Status> {
+        self.handshake.check(request.metadata())?;
+        let certification = certification_from_wire(request.into_inner());
+        let replica = Arc::clone(&self.replica);
+        // In a task of its own: the caller may go away between log and fence.
+        let certifying = async move { replica.fence(certification).await };
+        let certified = self.tasks.spawn(certifying).await;
+        let certified = certified.map_err(|error| Status::internal(error.to_string()))?;
+        certified.map_err(|refused| Status::aborted(refused.to_string()))?;
+        Ok(Response::new(FenceReply {}))
     }
 
     async fn push(

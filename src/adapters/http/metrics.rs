@@ -248,7 +248,7 @@ impl Scrape {
     }
 
     fn encode_gauges(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let NodeStats { store, log, memory_limit, .. } = self.api.stats();
+        let NodeStats { store, log, memory_limit, horizon_age, .. } = self.api.stats();
         let ready = u64::from(self.api.readiness().is_ok());
         let in_flight = self.metrics.in_flight.load(Ordering::Relaxed) as u64;
         let connections = self.metrics.connections.load(Ordering::Relaxed) as u64;
@@ -263,6 +263,12 @@ impl Scrape {
             ("http_connections", "Open connections", connections),
         ] {
             encoder.encode_descriptor(name, help, None, MetricType::Gauge)?.encode_gauge(&value)?;
+        }
+        if let Some(age) = horizon_age {
+            let help = "Seconds since the time up to which removed keys are forgotten";
+            encoder
+                .encode_descriptor("horizon_age_seconds", help, None, MetricType::Gauge)?
+                .encode_gauge(&age.as_secs())?;
         }
         if let Some(bytes) = memory_limit.as_bytes() {
             let help = "Bytes of memory that the data may take (max_memory)";
@@ -284,6 +290,9 @@ impl Scrape {
             ("hints_delivered", "Missed writes delivered later", stats.hints_delivered),
             ("entries_synced", "Entries taken over by comparison", stats.entries_synced),
             ("drift_refusals", "Entries refused as from the future", stats.drift_refusals),
+            ("late_arrivals", "Entries that were old on arrival", stats.late_arrivals),
+            ("tombstones_dropped", "Removed keys forgotten", stats.tombstones_dropped),
+            ("entries_quarantined", "Entries put into quarantine", stats.quarantined),
             ("hook_drops", "Hook calls dropped, the hook being slow", stats.hook_drops),
             ("hook_panics", "Hook calls that panicked", stats.hook_panics),
             ("http_connections_refused", "Connections above the limit", refused),

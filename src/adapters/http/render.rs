@@ -86,6 +86,11 @@ pub(super) fn cluster(status: &ClusterStatus) -> Response<Body> {
     push_number(&mut out, status.store.tombstones);
     out.extend_from_slice(br#","digest":"#);
     push_text(&mut out, &status.digest.to_string());
+    out.extend_from_slice(br#","horizon":"#);
+    match status.horizon {
+        Some(horizon) => push_timestamp(&mut out, horizon),
+        None => out.extend_from_slice(b"null"),
+    }
     out.push(b'}');
     json(StatusCode::OK, out)
 }

@@ -489,6 +489,7 @@ mod tests {
             members: vec![MemberStatus { member: member(2), state, hints: 7, in_sync: false }],
             store: StoreStats { keys: 10, tombstones: 2, payload_bytes: 300, memory_bytes: 2_000 },
             digest: Digest::default(),
+            horizon: Some(Timestamp::from_nanos(1_500_000_000)),
         }
     }
 
@@ -506,7 +507,8 @@ mod tests {
                 r#""http_addr":"10.0.0.1:3000","state":"alive"},"#,
                 r#""members":[{"id":"0000000000000002","grpc_addr":"10.0.0.2:50071","#,
                 r#""http_addr":"10.0.0.2:3000","state":"suspect","hints":7,"in_sync":false}],"#,
-                r#""keys":10,"tombstones":2,"digest":"0000000000000000"}"#
+                r#""keys":10,"tombstones":2,"digest":"0000000000000000","#,
+                r#""horizon":"1970-01-01T00:00:01.500000000Z"}"#
             )
         );
     }
@@ -522,6 +524,8 @@ mod tests {
             memory_limit: MemoryLimit::bytes(9_000),
             log: LogStats { bytes: 4_096, appended: 12, syncs: 3 },
             read_repairs: 5,
+            quarantined: 6,
+            horizon_age: Some(Duration::from_millis(86_400_900)),
             ..NodeStats::default()
         });
         let app = app(api);
@@ -540,6 +544,8 @@ mod tests {
             r#"lally_members{state="suspect"} 1"#,
             r#"lally_members{state="alive"} 0"#,
             "lally_hints_pending 7",
+            "lally_entries_quarantined_total 6",
+            "lally_horizon_age_seconds 86400",
             "lally_keys 10",
             "lally_tombstones 2",
             "lally_payload_bytes 300",

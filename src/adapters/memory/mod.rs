@@ -8,6 +8,7 @@ mod book;
 mod clock;
 mod detector;
 mod log;
+mod quarantine;
 mod store;
 mod transport;
 
@@ -15,5 +16,6 @@ pub use book::MemoryBook;
 pub use clock::ManualClock;
 pub use detector::TrustingDetector;
 pub use log::MemoryLog;
+pub use quarantine::MemoryQuarantine;
 pub use store::MemoryStore;
 pub use transport::MemoryNetwork;

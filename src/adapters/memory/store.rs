@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use crate::domain::{BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, Key, KeyedEntry};
+use crate::domain::{
+    BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, Key, KeyedEntry, Timestamp, Version,
+};
 use crate::ports::{Merged, Store, StoreStats};
 
 /// A store in the simplest form that keeps the contract.
@@ -72,12 +74,38 @@ impl Store for MemoryStore {
         keys
     }
 
+    fn drop_tombstones(&self, through: Timestamp) -> u64 {
+        let mut contents = self.contents();
+        let goes = |entry: &Entry| entry.is_tombstone() && entry.version.timestamp <= through;
+        let old = contents.entries.iter().filter(|(_, entry)| goes(entry));
+        let old: Vec<Key> = old.map(|(key, _)| key.clone()).collect();
+        for key in &old {
+            contents.take_out(key);
+        }
+        old.len() as u64
+    }
+
+    fn expunge(&self, key: &Key, version: Version) -> bool {
+        let mut contents = self.contents();
+        let held = contents.entries.get(key).is_some_and(|held| held.version == version);
+        if held {
+            contents.take_out(key);
+        }
+        held
+    }
+
     fn stats(&self) -> StoreStats {
         self.contents().stats
     }
 }
 
 impl Contents {
+    fn take_out(&mut self, key: &Key) {
+        if let Some(entry) = self.entries.remove(key) {
+            self.count_out(key, &entry);
+        }
+    }
+
     fn count_in(&mut self, key: &Key, entry: &Entry) {
         self.flip(key, entry);
         self.stats.payload_bytes += entry.payload_bytes(key) as u64;

@@ -13,8 +13,8 @@ use futures_util::future::BoxFuture;
 
 use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId};
 use crate::ports::{
-    Announcement, ApplyError, EntryChunk, EntryStream, Origin, Peer, PeerError, PeerTransport,
-    Refusal, ReplicaApi, WriteReply,
+    Announcement, ApplyError, Certification, EntryChunk, EntryStream, Origin, Peer, PeerError,
+    PeerTransport, Refusal, ReplicaApi, WriteReply,
 };
 
 /// A stream that does not begin within this time has timed out.
@@ -195,6 +195,17 @@ impl PeerTransport for MemoryTransport {
         let failed = replies.into_iter().filter_map(Result::err);
         let mut failed = failed.filter(|error| !matches!(error, ApplyError::ClockDrift(_)));
         failed.next().map_or(Ok(()), |error| Err(rejected(error)))
+    }
+
+    async fn fence(
+        &self,
+        peer: &Peer,
+        certification: Certification,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        let replica = self.reach_peer(peer, timeout).await?;
+        let certified = serve(async move { replica.fence(certification).await }, timeout).await?;
+        certified.map_err(|refused| PeerError::Rejected(refused.to_string()))
     }
 
     fn round_trip(&self, _peer: NodeId) -> Option<Duration> {

@@ -116,6 +116,7 @@ impl Running {
             transport,
             detector,
             book: Arc::clone(&storage.book_file) as _,
+            quarantine: Arc::clone(&storage.quarantine) as _,
             clock: Arc::new(SystemClock),
             hooks: hooks_named(&config.hooks)?,
         };
@@ -198,6 +199,8 @@ fn settings(config: &Config, addresses: &Addresses, random_seed: u64) -> NodeSet
         max_memory: config.max_memory.map_or(MemoryLimit::NONE, MemoryLimit::bytes),
         max_clock_drift: config.max_clock_drift,
         anti_entropy_interval: config.anti_entropy_interval,
+        tombstone_grace: config.tombstone_grace,
+        max_absence: config.max_absence,
         random_seed,
         ..NodeSettings::new(&config.cluster_name, &addresses.grpc_addr, &addresses.http_addr)
     }

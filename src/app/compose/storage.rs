@@ -8,6 +8,7 @@ use crate::adapters::config::{Config, Fsync};
 use crate::adapters::data_dir::{DataDir, DataDirError};
 use crate::adapters::file_aof::{AofOptions, FileAof, FsyncPolicy, install_log};
 use crate::adapters::json_book::JsonBook;
+use crate::adapters::json_quarantine::JsonQuarantine;
 use crate::app::Identity;
 use crate::domain::{KeptData, NodeId, Start};
 use crate::ports::{Book, Clock, LogError};
@@ -20,6 +21,7 @@ pub(super) struct Storage {
     _dir: DataDir,
     pub(super) log: Arc<FileAof>,
     pub(super) book_file: Arc<JsonBook>,
+    pub(super) quarantine: Arc<JsonQuarantine>,
     /// Who this node is.
     pub(super) book: Book,
     /// How it starts.
@@ -45,7 +47,8 @@ impl Storage {
         let knows_others = !config.seed_nodes.is_empty() || !book.members.is_empty();
         let start = Start::decide(last_phase, data, knows_others);
         let log = Arc::new(FileAof::open(options)?);
-        Ok(Self { _dir: dir, log, book_file, book, start })
+        let quarantine = Arc::new(JsonQuarantine::new(&dir.quarantine_dir()));
+        Ok(Self { _dir: dir, log, book_file, quarantine, book, start })
     }
 }
 

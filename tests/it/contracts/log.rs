@@ -30,6 +30,7 @@ contract! {
         what_was_acknowledged_outlives_a_process_that_ends_at_once,
         any_text_comes_back_as_it_was,
         clock_bounds_come_back,
+        horizons_and_expunged_versions_come_back_in_their_order,
         a_value_of_16_mib_under_the_longest_key_comes_back,
         the_records_of_one_append_stay_together_and_in_order,
         an_append_of_nothing_is_taken,
@@ -193,6 +194,21 @@ async fn any_text_comes_back_as_it_was(disk: &dyn Disk) {
         life_now.log.append(std::slice::from_ref(record)).await.unwrap();
     }
     drop(life_now);
+    assert_eq!(life(disk).await.records, expected);
+}
+
+async fn horizons_and_expunged_versions_come_back_in_their_order(disk: &dyn Disk) {
+    let version = |time| Version::new(Timestamp::from_nanos(time), NodeId::new(1));
+    let expunged =
+        |time| LogRecord::Expunged { key: Key::new("k").unwrap(), version: version(time) };
+    let horizon = |time| LogRecord::Horizon(Timestamp::from_nanos(time));
+    let records = [write(5, "k", Some("v")), expunged(5), horizon(0), write(4, "k", None)];
+    let log = life(disk).await.log;
+    log.append(&records).await.unwrap();
+    log.append(&[horizon(u64::MAX), expunged(u64::MAX)]).await.unwrap();
+    log.close().await.unwrap();
+    let expected: Vec<_> =
+        records.into_iter().chain([horizon(u64::MAX), expunged(u64::MAX)]).collect();
     assert_eq!(life(disk).await.records, expected);
 }
 

@@ -11,10 +11,11 @@ use async_trait::async_trait;
 use lally::adapters::memory::MemoryStore;
 use lally::domain::{
     Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Member, NodeId, Phase,
+    Timestamp,
 };
 use lally::ports::{
-    Announcement, ApplyError, EntryChunk, EntryStream, Merged, NotWhole, Origin, PeerError,
-    ProtocolRange, Refusal, ReplicaApi, Store, WriteReply,
+    Announcement, ApplyError, Certification, EntryChunk, EntryStream, Merged, NotCertified,
+    NotWhole, Origin, PeerError, ProtocolRange, Refusal, ReplicaApi, Store, WriteReply,
 };
 use tokio::sync::watch;
 
@@ -54,6 +55,7 @@ pub struct Seen {
     pub digests: usize,
     pub announced: Vec<Announcement>,
     pub pulled: Vec<BucketSet>,
+    pub fenced: Vec<Certification>,
     pub packets: Vec<Vec<u8>>,
 }
 
@@ -175,6 +177,15 @@ impl ReplicaApi for FakeReplica {
         Ok(statement(&self.cluster, self.me.clone()))
     }
 
+    async fn fence(&self, certification: Certification) -> Result<(), NotCertified> {
+        self.gate().await;
+        if certification.generation == 0 {
+            return Err(NotCertified::Disturbed);
+        }
+        self.seen.lock().unwrap().fenced.push(certification);
+        Ok(())
+    }
+
     fn gossip(&self, packet: &[u8]) {
         self.seen.lock().unwrap().packets.push(packet.to_vec());
         if let Some(hears) = self.hears.get() {
@@ -194,6 +205,7 @@ pub fn statement(cluster: &str, sender: Member) -> Announcement {
             .zip([70, 71, u64::MAX])
             .map(|(phase, id)| member(id, phase))
             .collect(),
+        horizon: Timestamp::from_nanos(1_234_567_890_123_456_789),
     }
 }
 

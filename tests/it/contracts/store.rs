@@ -45,6 +45,9 @@ contract! {
         counts_are_of_keys_tombstones_and_bytes_not_characters,
         the_keys_of_some_buckets_come_by_bucket_removed_ones_too,
         a_walk_misses_no_key_held_before_it_began,
+        old_tombstones_are_dropped_and_nothing_else,
+        exactly_the_version_named_is_expunged,
+        a_merge_beside_a_drop_is_counted_right,
     }
 }
 
@@ -288,6 +291,76 @@ fn the_keys_of_some_buckets_come_by_bucket_removed_ones_too(new: NewStore) {
     let mut one = BucketSet::none();
     one.insert(Bucket::of(&key("key-7")));
     assert!(store.keys_in(&one).contains(&key("key-7")));
+}
+
+fn old_tombstones_are_dropped_and_nothing_else(new: NewStore) {
+    for through in [0, 1, 3, 6, u64::MAX] {
+        let store = new();
+        let mut model = Model::of(&random_writes(5, 3_000, 500));
+        for write in random_writes(5, 3_000, 500) {
+            store.merge(write);
+        }
+        let goes = |e: &Entry| e.is_tombstone() && e.version.timestamp.as_nanos() <= through;
+        let expected = model.0.values().filter(|entry| goes(entry)).count() as u64;
+        model.0.retain(|_, entry| !goes(entry));
+        assert_eq!(store.drop_tombstones(Timestamp::from_nanos(through)), expected);
+        assert_holds(store.as_ref(), &model);
+        assert_eq!(store.drop_tombstones(Timestamp::from_nanos(through)), 0);
+    }
+}
+
+fn exactly_the_version_named_is_expunged(new: NewStore) {
+    let store = new();
+    let (live, removed) = (entry(5, 1, Some("v")), entry(6, 1, None));
+    store.merge(KeyedEntry::new(key("live"), live.clone()));
+    store.merge(KeyedEntry::new(key("removed"), removed.clone()));
+    for other in [entry(4, 1, None), entry(5, 2, None)] {
+        assert!(!store.expunge(&key("live"), other.version));
+    }
+    assert!(!store.expunge(&key("never"), live.version));
+    assert_eq!(store.get(&key("live")), Some(live.clone()));
+    assert!(store.expunge(&key("live"), live.version));
+    assert!(store.expunge(&key("removed"), removed.version));
+    assert!(!store.expunge(&key("live"), live.version));
+    assert_holds(store.as_ref(), &Model::default());
+    // What is older than what went is as new as anything.
+    let older = KeyedEntry::new(key("live"), entry(1, 1, Some("old")));
+    assert_eq!(store.merge(older.clone()), Merged::Applied { previous: None });
+    assert_holds(store.as_ref(), &Model::of(&[older]));
+}
+
+fn a_merge_beside_a_drop_is_counted_right(new: NewStore) {
+    let (store, ended) = (new(), AtomicBool::new(false));
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                store.drop_tombstones(Timestamp::from_nanos(u64::MAX));
+            }
+        });
+        let threads: Vec<_> = (0..THREADS)
+            .map(|seed| {
+                let store = &store;
+                scope.spawn(move || {
+                    for write in random_writes(seed, 2_000, 50) {
+                        store.merge(write);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
+    store.drop_tombstones(Timestamp::from_nanos(u64::MAX));
+    let keys = store.keys_in(&BucketSet::all());
+    let held = keys.into_iter().map(|key| {
+        let entry = store.get(&key).unwrap();
+        KeyedEntry::new(key, entry)
+    });
+    let held: Vec<_> = held.collect();
+    assert!(held.iter().all(|held| !held.entry.is_tombstone()));
+    assert_holds(store.as_ref(), &Model::of(&held));
 }
 
 fn a_walk_misses_no_key_held_before_it_began(new: NewStore) {

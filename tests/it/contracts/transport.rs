@@ -11,11 +11,11 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join, join_all};
 use lally::domain::{
-    Bucket, BucketSet, ClockDrift, DigestLevel, Group, KeyedEntry, NodeId, Phase, Value,
+    Bucket, BucketSet, ClockDrift, DigestLevel, Group, KeyedEntry, NodeId, Phase, Timestamp, Value,
 };
 use lally::ports::{
-    ApplyError, EntryChunk, LogError, NotWhole, Origin, Peer, PeerError, PeerTransport,
-    ProtocolRange, Refusal, Store, WriteReply,
+    ApplyError, Certification, EntryChunk, LogError, NotWhole, Origin, Peer, PeerError,
+    PeerTransport, ProtocolRange, Refusal, Store, WriteReply,
 };
 use tokio::time::Instant;
 
@@ -44,6 +44,7 @@ contract! {
         a_pull_that_breaks_off_says_so_and_ends,
         a_push_is_applied_as_it_was_sent,
         a_rejection_arrives_with_its_reason,
+        a_fence_arrives_as_it_was_sent_and_so_does_its_refusal,
         an_announcement_arrives_and_so_does_its_answer,
         a_refused_announcement_says_why,
         a_packet_arrives_as_it_was_sent,
@@ -200,6 +201,22 @@ async fn a_rejection_arrives_with_its_reason(network: &dyn Network) {
     assert_eq!(transport.read(&peer, key("k"), LONG).await, rejected);
     *replica.rejects.lock().unwrap() = None;
     assert!(transport.write(&peer, keyed("k", 1, None), LONG).await.is_ok());
+}
+
+async fn a_fence_arrives_as_it_was_sent_and_so_does_its_refusal(network: &dyn Network) {
+    let (peer, replica) = serve_one(network);
+    let transport = network.transport(BLUE);
+    let taken = certification(u64::MAX);
+    assert_eq!(transport.fence(&peer, taken, LONG).await, Ok(()));
+    let refused = transport.fence(&peer, certification(0), LONG).await;
+    let reason = "an entry has arrived late since the comparison".to_owned();
+    assert_eq!(refused, Err(PeerError::Rejected(reason)));
+    assert_eq!(replica.seen.lock().unwrap().fenced, [taken]);
+}
+
+fn certification(generation: u64) -> Certification {
+    let horizon = Timestamp::from_nanos(1_234_567_890_123_456_789);
+    Certification { horizon, generation, age: Duration::from_nanos(987_654_321_987) }
 }
 
 async fn an_announcement_arrives_and_so_does_its_answer(network: &dyn Network) {
@@ -600,7 +617,7 @@ async fn every_call(
     let write = keyed("k", 1, Some("v"));
     let (pushed, read) = (vec![write.clone()], write.key.clone());
     let ours = statement(BLUE, member(1, Phase::Whole));
-    let calls: [(_, BoxFuture<'_, Result<(), PeerError>>); 7] = [
+    let calls: [(_, BoxFuture<'_, Result<(), PeerError>>); 8] = [
         ("write", Box::pin(async { transport.write(peer, write, timeout).await.map(drop) })),
         ("read", Box::pin(async { transport.read(peer, read, timeout).await.map(drop) })),
         (
@@ -616,6 +633,7 @@ async fn every_call(
         ),
         ("pull", Box::pin(async { transport.pull(peer, BucketSet::all()).await.map(drop) })),
         ("push", Box::pin(transport.push(peer, pushed, timeout))),
+        ("fence", Box::pin(transport.fence(peer, certification(1), timeout))),
     ];
     join_all(calls.into_iter().map(|(name, call)| async move {
         let limit = if name == "pull" { FEW_SECONDS } else { timeout };

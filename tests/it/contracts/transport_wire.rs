@@ -631,6 +631,13 @@ impl wire::peer_server::Peer for Liar {
         Ok(Response::new(stream::iter(chunks.into_iter().map(Ok)).boxed()))
     }
 
+    async fn fence(
+        &self,
+        _request: Request<wire::FenceRequest>,
+    ) -> Result<Response<wire::FenceReply>, Status> {
+        Err(Status::unimplemented("not asked here"))
+    }
+
     async fn push(
         &self,
         _request: Request<Streaming<wire::Chunk>>,

@@ -2,6 +2,7 @@
 //! other and become equal, scenario by scenario.
 
 mod convergence;
+mod forgetting;
 mod joining;
 mod losses;
 mod nodes;

@@ -4,26 +4,49 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lally::adapters::memory::{
-    ManualClock, MemoryBook, MemoryLog, MemoryNetwork, MemoryStore, TrustingDetector,
+    MemoryBook, MemoryLog, MemoryNetwork, MemoryQuarantine, MemoryStore, TrustingDetector,
 };
 use lally::app::{Identity, Node, NodeParts, NodeSettings};
 use lally::domain::{
     Digest, Entry, KeptData, Key, Liveness, MemberState, NodeId, QuorumSpec, Start, Timestamp,
     Value,
 };
-use lally::ports::{Answer, ClientApi, ClientError, MemberBook, OpLog, RequestOptions, Store};
+use lally::ports::{
+    Answer, ClientApi, ClientError, Clock, MemberBook, OpLog, RequestOptions, Store,
+};
+use tokio::time::Instant;
 
 /// Wall time of every node at the start.
 pub const EPOCH: u64 = 1_700_000_000_000_000_000;
+
+const DAY: Duration = Duration::from_secs(86_400);
 
 /// What survives a crash of one node: its log and its book.
 pub struct Disk {
     pub addr: String,
     /// What the clock of this node says when it starts.
     pub wall: u64,
+    /// When `wall` was; it goes on with the time of the test.
+    since: Instant,
+    /// How long tombstones are kept, and how long members may be down.
+    grace: Duration,
+    max_absence: Duration,
     id: u64,
     log: Arc<MemoryLog>,
     book: Arc<MemoryBook>,
+}
+
+/// A wall clock that goes with the time of the test.
+struct Passing {
+    epoch: u64,
+    since: Instant,
+}
+
+impl Clock for Passing {
+    fn now(&self) -> Timestamp {
+        let passed = u64::try_from(self.since.elapsed().as_nanos()).unwrap();
+        Timestamp::from_nanos(self.epoch + passed)
+    }
 }
 
 /// A running node.
@@ -31,18 +54,33 @@ pub struct Running {
     pub node: Node,
     pub store: Arc<MemoryStore>,
     pub detector: Arc<TrustingDetector>,
+    pub quarantine: Arc<MemoryQuarantine>,
 }
 
 impl Disk {
     /// The disk of a node that never ran.
     pub fn new(id: u64) -> Self {
         let (log, book) = (Arc::new(MemoryLog::default()), Arc::new(MemoryBook::default()));
-        Self { addr: format!("node-{id}:1"), wall: EPOCH, id, log, book }
+        Self {
+            addr: format!("node-{id}:1"),
+            wall: EPOCH,
+            since: Instant::now(),
+            grace: DAY,
+            max_absence: DAY * 7,
+            id,
+            log,
+            book,
+        }
+    }
+
+    /// Likewise, of a node that soon forgets what was removed.
+    pub fn forgetful(id: u64, grace: Duration, max_absence: Duration) -> Self {
+        Self { grace, max_absence, ..Self::new(id) }
     }
 
     /// The disk of a node that never ran, at the address of this one.
     pub fn replaced_by(&self, id: u64) -> Self {
-        Self { addr: self.addr.clone(), ..Self::new(id) }
+        Self { addr: self.addr.clone(), since: self.since, ..Self::new(id) }
     }
 
     /// A copy of what is on the disk now.
@@ -58,7 +96,7 @@ impl Disk {
         log.replay(Box::new(drop)).await.unwrap();
         log.append(&records.iter().collect::<Vec<_>>()).await.unwrap();
         let log = Arc::new(log);
-        Self { addr: self.addr.clone(), wall: self.wall, id: self.id, log, book }
+        Self { addr: self.addr.clone(), log, book, ..*self }
     }
 
     /// Starts the node on this disk.
@@ -86,24 +124,27 @@ impl Disk {
         let mut settings = NodeSettings::new(cluster, &self.addr, "none:1");
         settings.seeds = seeds.iter().map(|disk| disk.addr.clone()).collect();
         settings.request_timeout = Duration::from_secs(1);
+        (settings.tombstone_grace, settings.max_absence) = (self.grace, self.max_absence);
         let knows_others = !settings.seeds.is_empty() || !book.members.is_empty();
         let start = Start::decide(last_phase, data, knows_others);
         let store = Arc::new(MemoryStore::new());
         let detector = Arc::new(TrustingDetector::new());
+        let quarantine = Arc::new(MemoryQuarantine::default());
         let parts = NodeParts {
             store: Arc::clone(&store) as _,
             log: Arc::new(self.log.reopen()),
             transport: network.transport(&self.addr, cluster),
             detector: Arc::clone(&detector) as _,
             book: Arc::clone(&self.book) as _,
-            clock: Arc::new(ManualClock::new(Timestamp::from_nanos(self.wall))),
+            quarantine: Arc::clone(&quarantine) as _,
+            clock: Arc::new(Passing { epoch: self.wall, since: self.since }) as _,
             hooks: Vec::new(),
         };
         let node = Node::new(parts, settings, &book, start);
         node.replay().await.unwrap();
         network.attach(&self.addr, book.id, cluster, node.replica_api());
         node.start();
-        Running { node, store, detector }
+        Running { node, store, detector, quarantine }
     }
 }
 
@@ -161,7 +202,11 @@ impl Running {
 
 /// Three whole members with quorums of one.
 pub async fn three(network: &MemoryNetwork) -> ([Disk; 3], [Running; 3]) {
-    let disks = [Disk::new(1), Disk::new(2), Disk::new(3)];
+    three_on(network, [Disk::new(1), Disk::new(2), Disk::new(3)]).await
+}
+
+/// Likewise, on these disks.
+pub async fn three_on(network: &MemoryNetwork, disks: [Disk; 3]) -> ([Disk; 3], [Running; 3]) {
     let one = disks[0].start(network, &[]).await;
     one.ready().await;
     let two = disks[1].start(network, &[&disks[0]]).await;

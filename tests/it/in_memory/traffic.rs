@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use lally::adapters::memory::{
-    ManualClock, MemoryBook, MemoryLog, MemoryNetwork, MemoryStore, TrustingDetector,
+    ManualClock, MemoryBook, MemoryLog, MemoryNetwork, MemoryQuarantine, MemoryStore,
+    TrustingDetector,
 };
 use lally::app::{Identity, Node, NodeParts, NodeSettings};
 use lally::domain::{
@@ -15,8 +16,8 @@ use lally::domain::{
     Value, Version,
 };
 use lally::ports::{
-    Announcement, EntryChunk, EntryStream, LogRecord, OpLog, Peer, PeerError, PeerTransport, Store,
-    WriteReply,
+    Announcement, Certification, EntryChunk, EntryStream, LogRecord, OpLog, Peer, PeerError,
+    PeerTransport, Store, WriteReply,
 };
 
 use super::nodes::{EPOCH, eventually};
@@ -102,6 +103,16 @@ impl PeerTransport for Counted {
         self.inner.level_digests(peer, level, timeout).await
     }
 
+    async fn fence(
+        &self,
+        peer: &Peer,
+        certification: Certification,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        self.traffic.count("fence", 24);
+        self.inner.fence(peer, certification, timeout).await
+    }
+
     async fn pull(
         &self,
         peer: &Peer,
@@ -174,6 +185,7 @@ async fn start(
         transport: Arc::new(Counted { inner, traffic: Arc::clone(traffic) }),
         detector: Arc::new(TrustingDetector::new()),
         book,
+        quarantine: Arc::new(MemoryQuarantine::default()),
         clock: Arc::new(ManualClock::new(Timestamp::from_nanos(EPOCH))),
         hooks: Vec::new(),
     };
