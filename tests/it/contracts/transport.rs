@@ -345,7 +345,7 @@ async fn a_peer_that_hangs_is_timed_out_in_time(network: &dyn Network) {
     let transport = network.transport(BLUE);
     replica.hang();
     for (call, outcome) in every_call(transport.as_ref(), &peer, SHORT).await {
-        let waits = ["write", "announce", "push"].contains(&call);
+        let waits = ["write", "announce", "push", "fence"].contains(&call);
         let expected = if waits { Err(PeerError::TimedOut) } else { Ok(()) };
         assert_eq!(outcome, expected, "{call}");
     }
