@@ -117,6 +117,7 @@ impl Announcer {
         let mut stopped = std::pin::pin!(stopped);
         loop {
             tokio::select! {
+                biased;
                 () = &mut stopped => return,
                 news = changes.changed() => if news.is_err() { return },
             }

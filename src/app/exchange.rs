@@ -13,6 +13,7 @@ use crate::ports::{ApplyError, Origin, Peer, PeerError, PeerTransport};
 
 use super::apply::Replica;
 use super::ghosts::Ghosts;
+use super::walks::Walks;
 
 /// Bytes of keys and values, and entries, pushed at a time.
 const PUSH_BYTES: usize = 256 * 1_024;
@@ -24,6 +25,8 @@ pub(crate) struct Sides {
     pub(crate) transport: Arc<dyn PeerTransport>,
     pub(crate) ghosts: Ghosts,
     pub(crate) peer_timeout: Duration,
+    /// Where this node looks for its keys.
+    pub(crate) walks: Walks,
 }
 
 /// What an exchange moved.

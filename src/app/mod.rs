@@ -33,6 +33,7 @@ mod settings;
 mod stage;
 mod stamps;
 mod tasks;
+mod walks;
 mod writing;
 
 pub use apply::Replica;
@@ -40,3 +41,4 @@ pub use coordinator::Coordinator;
 pub use identity::{Identity, IdentityError, claim_identity};
 pub use node::{Node, NodeParts};
 pub use settings::NodeSettings;
+pub use walks::Walks;

@@ -135,6 +135,7 @@ impl Node {
                 Arc::clone(&parts.clock),
             ),
             peer_timeout: settings.peer_timeout,
+            walks: settings.walks,
         };
         let reconciler =
             Arc::new(Reconciler::new(Arc::clone(&members), sides, Arc::clone(&parts.clock)));
@@ -205,6 +206,7 @@ impl Node {
             announcer: Arc::clone(&announcer),
             detector: Arc::clone(&parts.detector),
             clock: Arc::clone(&parts.clock),
+            walks: settings.walks,
         });
         Self {
             stage,

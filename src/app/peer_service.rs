@@ -14,6 +14,7 @@ use crate::ports::{
 
 use super::announcer::Announcer;
 use super::apply::Replica;
+use super::walks::Walks;
 
 /// Bytes of keys and values in a chunk, unless a single entry is larger.
 const CHUNK_BYTES: usize = 256 * 1_024;
@@ -27,6 +28,7 @@ pub(crate) struct PeerService {
     pub(crate) announcer: Arc<Announcer>,
     pub(crate) detector: Arc<dyn FailureDetector>,
     pub(crate) clock: Arc<dyn Clock>,
+    pub(crate) walks: Walks,
 }
 
 #[async_trait]
@@ -56,10 +58,7 @@ impl ReplicaApi for PeerService {
 
     async fn pull(&self, buckets: BucketSet) -> Box<dyn EntryStream> {
         let store = Arc::clone(self.replica.store());
-        let walked = Arc::clone(&store);
-        // A walk over all keys: too long for the threads that serve clients.
-        let keys = tokio::task::spawn_blocking(move || walked.keys_in(&buckets)).await;
-        let keys = keys.unwrap_or_default().into_iter().peekable();
+        let keys = self.walks.keys_in(&store, buckets).await.into_iter().peekable();
         Box::new(StoreStream { store, keys, ended: false })
     }
 

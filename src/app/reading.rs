@@ -125,6 +125,8 @@ impl Reading {
                 Progress::Pending => {}
             }
             tokio::select! {
+                // In this order: what has arrived by the deadline counts.
+                biased;
                 Some(reply) = self.replies.next() => {
                     self.record(reply);
                     if let Some(later) = self.ask_as_needed() {

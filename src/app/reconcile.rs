@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::domain::{
-    Bucket, BucketSet, DigestLevel, EqualRound, Evidence, Key, Liveness, NodeId, Phase, Timestamp,
+    Bucket, BucketSet, DigestLevel, EqualRound, Evidence, Liveness, NodeId, Phase, Timestamp,
 };
 use crate::ports::{Clock, Peer, PeerError};
 
@@ -96,11 +96,13 @@ impl Reconciler {
         let mut next_round = Instant::now() + interval.mul_f64(random.random_range(0.5..1.5));
         loop {
             tokio::select! {
-                () = self.wake.notified() => {}
+                // In this order: members that are always due must not put off the regular round.
+                biased;
                 () = tokio::time::sleep_until(next_round) => {
                     next_round += interval.mul_f64(random.random_range(0.5..1.5));
                     self.pick_one(&mut random);
                 }
+                () = self.wake.notified() => {}
             }
             if !self.compare_with_all_due().await {
                 tokio::time::sleep(RETRY_AFTER).await;
@@ -209,7 +211,9 @@ impl Reconciler {
         buckets: BucketSet,
         beyond: Option<Timestamp>,
     ) -> Result<Moved, PeerError> {
-        let mut exchange = Exchange::new(&self.sides, peer, self.own_keys(&buckets).await, beyond);
+        let store = self.sides.replica.store();
+        let own_keys = self.sides.walks.keys_in(store, buckets.clone()).await;
+        let mut exchange = Exchange::new(&self.sides, peer, own_keys, beyond);
         let mut stream = self.sides.transport.pull(peer, buckets).await?;
         let mut complete_through = None;
         // The peer walks over all its keys before it sends the first ones.
@@ -230,12 +234,6 @@ impl Reconciler {
         }
         exchange.push().await?;
         Ok(exchange.moved)
-    }
-
-    async fn own_keys(&self, buckets: &BucketSet) -> Vec<Key> {
-        let (store, buckets) = (Arc::clone(self.sides.replica.store()), buckets.clone());
-        // A walk over all keys: too long for the threads that serve clients.
-        tokio::task::spawn_blocking(move || store.keys_in(&buckets)).await.unwrap_or_default()
     }
 
     /// Says whether every comparison went through.

@@ -8,6 +8,8 @@ use crate::domain::{MemoryLimit, QuorumSpec};
 /// replicas that are up, so that the answer says how many they are, and short enough for "at once".
 pub(crate) const UNREACHABLE_GRACE: Duration = Duration::from_millis(100);
 
+use super::walks::Walks;
+
 /// The settings of a node. [`NodeSettings::new`] has the defaults of the configuration.
 #[derive(Debug, Clone)]
 pub struct NodeSettings {
@@ -44,6 +46,8 @@ pub struct NodeSettings {
     pub max_absence: Duration,
     /// Seed of the randomness of intervals and orders.
     pub random_seed: u64,
+    /// Where walks over all keys happen.
+    pub walks: Walks,
 }
 
 impl NodeSettings {
@@ -66,6 +70,7 @@ impl NodeSettings {
             tombstone_grace: Duration::from_secs(24 * 3_600),
             max_absence: Duration::from_secs(7 * 24 * 3_600),
             random_seed: 0,
+            walks: Walks::Aside,
         }
     }
 }

@@ -285,6 +285,8 @@ impl Running {
                 Progress::Unreachable | Progress::Pending => {}
             }
             tokio::select! {
+                // In this order: what has arrived by the deadline counts.
+                biased;
                 Some(reply) = self.next_reply() => self.record(reply),
                 () = &mut timer => return self.outcome(),
             }

@@ -223,6 +223,8 @@ impl Driver {
         loop {
             let due = self.timers.peek().map(|Reverse(due)| due.at);
             tokio::select! {
+                // In this order: a flood of packets must not keep timers from firing.
+                biased;
                 () = orders.given.notified() => {
                     let orders = orders.take();
                     if orders.leave {
@@ -230,12 +232,12 @@ impl Driver {
                     }
                     self.obey(orders);
                 }
+                () = sleep_until(due) => self.fire(),
+                _ = announce.tick() => self.announce_to_the_missing(),
                 packet = packets.recv() => match packet {
                     None => return,
                     Some(packet) => self.receive(&packet),
                 },
-                () = sleep_until(due) => self.fire(),
-                _ = announce.tick() => self.announce_to_the_missing(),
             }
             self.act();
             self.report();

@@ -1,0 +1,64 @@
+//! `Walks`: where walks over all keys of the store happen.
+//!
+//! A walk over millions of keys is too long for the threads that serve clients, so it gets one of its
+//! own. A simulation has one thread only and must know what happens next: there it is a step like
+//! any other.
+
+use std::sync::Arc;
+
+use crate::domain::{BucketSet, Key};
+use crate::ports::Store;
+
+/// Where walks over all keys happen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Walks {
+    /// On a thread of the runtime's pool for blocking work.
+    #[default]
+    Aside,
+    /// On the thread that asks, after whatever else is ready: for simulations, where everything
+    /// happens on one thread in an order that can be repeated.
+    InPlace,
+}
+
+impl Walks {
+    /// The keys in these buckets, ordered by bucket. Cancel safe.
+    pub(crate) async fn keys_in(self, store: &Arc<dyn Store>, buckets: BucketSet) -> Vec<Key> {
+        match self {
+            Self::Aside => {
+                let store = Arc::clone(store);
+                let walk = tokio::task::spawn_blocking(move || store.keys_in(&buckets));
+                walk.await.unwrap_or_default()
+            }
+            Self::InPlace => {
+                tokio::task::yield_now().await;
+                store.keys_in(&buckets)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::MockStore;
+
+    /// The thread on which a walk happened.
+    async fn walked_on(walks: Walks) -> std::thread::ThreadId {
+        let (sender, on) = std::sync::mpsc::sync_channel(1);
+        let mut store = MockStore::new();
+        store.expect_keys_in().returning(move |_| {
+            sender.send(std::thread::current().id()).unwrap();
+            vec![Key::new("k").unwrap()]
+        });
+        let store: Arc<dyn Store> = Arc::new(store);
+        assert_eq!(walks.keys_in(&store, BucketSet::all()).await, [Key::new("k").unwrap()]);
+        on.recv().unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_walk_leaves_the_threads_that_serve_alone_unless_it_is_to_happen_in_place() {
+        let here = std::thread::current().id();
+        assert_ne!(walked_on(Walks::Aside).await, here);
+        assert_eq!(walked_on(Walks::InPlace).await, here);
+    }
+}
