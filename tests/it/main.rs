@@ -16,5 +16,6 @@ mod examples;
 mod in_memory;
 mod network;
 mod process;
+mod simulation;
 mod small_disk;
 mod tidy;

@@ -1,0 +1,231 @@
+//! The checks: what must hold of every history, whatever went wrong in it. Each says what it found,
+//! in words; nothing is what a right history has. Beside each is a history that it must reject.
+
+use std::collections::BTreeMap;
+
+use lally::domain::{Content, Entry, Key, Version};
+
+use super::history::{Evidence, FinalState, LATENESS, Op, OpKind, Outcome};
+
+/// A check, by name.
+pub type Check = (&'static str, fn(&Evidence) -> Vec<String>);
+
+/// All checks.
+pub const ALL: [Check; 9] = [
+    ("all hold the same", replicas_are_equal),
+    ("what the store holds, the log holds", stores_are_logged),
+    ("no acknowledged write is missing", acknowledged_writes_are_present),
+    ("what is held is the newest there is", the_newest_is_held),
+    ("nothing is invented", nothing_is_invented),
+    ("what was refused was not done", the_refused_is_not_done),
+    ("reads see acknowledged writes", reads_see_acknowledged_writes),
+    ("versions follow the order of writes", versions_follow_the_order_of_writes),
+    ("no request is late", requests_are_in_time),
+];
+
+/// Equal digests, and the same entries.
+pub fn replicas_are_equal(evidence: &Evidence) -> Vec<String> {
+    let pairs = evidence.finals.windows(2);
+    let differing = pairs.filter(|pair| match pair {
+        [one, other] => one.digest != other.digest || one.entries != other.entries,
+        _ => false,
+    });
+    differing
+        .map(|pair| {
+            let keys: Vec<_> = keys(pair).into_iter().filter(|key| differs(pair, key)).collect();
+            format!("sites {:?} differ in {keys:?}", sites(pair))
+        })
+        .collect()
+}
+
+fn sites(states: &[FinalState]) -> Vec<u8> {
+    states.iter().map(|state| state.site).collect()
+}
+
+fn keys(states: &[FinalState]) -> Vec<&Key> {
+    let mut keys: Vec<_> = states.iter().flat_map(|state| state.entries.keys()).collect();
+    keys.sort();
+    keys.dedup();
+    keys
+}
+
+fn differs(states: &[FinalState], key: &Key) -> bool {
+    states.windows(2).any(|pair| pair[0].entries.get(key) != pair[1].entries.get(key))
+}
+
+/// A restart of every node would change nothing.
+pub fn stores_are_logged(evidence: &Evidence) -> Vec<String> {
+    let unlogged = evidence.finals.iter().filter(|state| state.entries != state.logged);
+    unlogged.map(|state| format!("site {}: its log does not say what it holds", state.site)).collect()
+}
+
+/// Every acknowledged write is held, or something newer; but for what was lost with every disk that
+/// held it.
+pub fn acknowledged_writes_are_present(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    for op in &evidence.ops {
+        let Some(version) = evidence.acknowledged(op) else { continue };
+        if evidence.is_destroyed(&op.key, version) {
+            continue;
+        }
+        for state in &evidence.finals {
+            let held = state.entries.get(&op.key).map(|entry| entry.version);
+            if held < Some(version) {
+                found.push(format!("site {} holds {held:?} after {op:?}", state.site));
+            }
+        }
+    }
+    found
+}
+
+/// Nothing that is on a disk is newer than what is held; so no removed key is back.
+pub fn the_newest_is_held(evidence: &Evidence) -> Vec<String> {
+    let mut newest: BTreeMap<&Key, &Entry> = BTreeMap::new();
+    for (key, entry) in evidence.finals.iter().flat_map(|state| &state.logged) {
+        let known = newest.entry(key).or_insert(entry);
+        if entry.supersedes(known) {
+            *known = entry;
+        }
+    }
+    let mut found = Vec::new();
+    for state in &evidence.finals {
+        for (key, newest) in &newest {
+            let shown = state.entries.get(*key).and_then(Entry::value);
+            if shown != newest.value() {
+                let site = state.site;
+                found.push(format!("site {site} shows {shown:?} for {key:?}, not {newest:?}"));
+            }
+        }
+    }
+    found
+}
+
+/// Every value was written by somebody, to that key; every version was stamped once, by the node it
+/// names, for one entry.
+pub fn nothing_is_invented(evidence: &Evidence) -> Vec<String> {
+    let written: BTreeMap<&str, &Op> = evidence
+        .ops
+        .iter()
+        .filter_map(|op| match &op.kind {
+            OpKind::Add(value) => Some((value.as_str(), op)),
+            OpKind::Get | OpKind::Remove => None,
+        })
+        .collect();
+    let was_written = |key: &Key, value: &str| written.get(value).is_some_and(|op| op.key == *key);
+    let mut found = Vec::new();
+    for op in &evidence.ops {
+        let value = op.answer().and_then(|answer| answer.value.as_ref());
+        if value.is_some_and(|value| !was_written(&op.key, value.as_str())) {
+            found.push(format!("nobody wrote what came of {op:?}"));
+        }
+    }
+    let mut stamped: BTreeMap<Version, &Key> = BTreeMap::new();
+    for ((key, version), seen) in &evidence.seen {
+        if let Some(other) = stamped.insert(*version, key) {
+            found.push(format!("{version:?} was stamped for {key:?} and {other:?}"));
+        }
+        if let Some(other) = &seen.conflict {
+            found.push(format!("{version:?} of {key:?} is {:?} and {other:?}", seen.content));
+        }
+        if let Content::Live(value) = &seen.content
+            && !was_written(key, value.as_str())
+        {
+            found.push(format!("nobody wrote {value:?} to {key:?}"));
+        }
+    }
+    for state in &evidence.finals {
+        for (key, entry) in &state.entries {
+            let seen = evidence.seen.get(&(key.clone(), entry.version));
+            if seen.is_none_or(|seen| seen.content != entry.content) {
+                found.push(format!("site {} holds {key:?} = {entry:?} from nowhere", state.site));
+            }
+        }
+    }
+    found
+}
+
+/// The value of a refused write is nowhere.
+pub fn the_refused_is_not_done(evidence: &Evidence) -> Vec<String> {
+    let refused = evidence.ops.iter().filter(|op| matches!(op.outcome, Outcome::Refused(_)));
+    let done = refused.filter(|op| match &op.kind {
+        OpKind::Add(refused) => evidence.seen.values().any(
+            |seen| matches!(&seen.content, Content::Live(value) if value.as_str() == refused),
+        ),
+        OpKind::Get | OpKind::Remove => false,
+    });
+    done.map(|op| format!("it happened all the same: {op:?}")).collect()
+}
+
+/// A read that begins after a write was acknowledged sees it or a later one, if their quorums
+/// overlap among all replicas that counted meanwhile.
+pub fn reads_see_acknowledged_writes(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    for (write, version) in acknowledged_writes(evidence) {
+        for read in &evidence.ops {
+            let Some(answer) = read.success().filter(|_| read.kind == OpKind::Get) else { continue };
+            if read.key != write.key || read.invoked <= write.returned {
+                continue;
+            }
+            if overlap(evidence, write, read) && !is_seen(evidence, read, answer.timestamp, version) {
+                found.push(format!("{read:?}\n    did not see {version:?}\n    of {write:?}"));
+            }
+        }
+    }
+    found
+}
+
+/// Whether a read shows this version, a later one, or that a later removal has happened.
+fn is_seen(
+    evidence: &Evidence,
+    read: &Op,
+    shown: Option<lally::domain::Timestamp>,
+    version: Version,
+) -> bool {
+    match shown {
+        Some(shown) => shown >= version.timestamp,
+        None => evidence.seen.iter().any(|((key, removal), seen)| {
+            *key == read.key
+                && *removal >= version
+                && seen.content == Content::Tombstone
+                && seen.first <= read.returned
+        }),
+    }
+}
+
+/// A write that begins after another one of its key was acknowledged has a later version, if their
+/// quorums overlap or one node stamped both.
+pub fn versions_follow_the_order_of_writes(evidence: &Evidence) -> Vec<String> {
+    let writes: Vec<_> = acknowledged_writes(evidence).collect();
+    let mut found = Vec::new();
+    for (first, before) in &writes {
+        for (second, after) in &writes {
+            let in_order = first.key == second.key && second.invoked > first.returned;
+            let ordered = first.node == second.node || overlap(evidence, first, second);
+            if in_order && ordered && after <= before {
+                found.push(format!("{second:?}\n    got {after:?}, {before:?}\n    had {first:?}"));
+            }
+        }
+    }
+    found
+}
+
+/// No request takes longer than its timeout and a little more.
+pub fn requests_are_in_time(evidence: &Evidence) -> Vec<String> {
+    let late = |op: &&Op| op.returned > op.invoked + op.timeout + LATENESS;
+    let late = evidence.ops.iter().filter(late).map(|op| format!("late: {op:?}"));
+    late.chain(evidence.overruns.iter().cloned()).collect()
+}
+
+/// The writes that were acknowledged and not lost with their disks, with their versions.
+fn acknowledged_writes(evidence: &Evidence) -> impl Iterator<Item = (&Op, Version)> {
+    let acknowledged = |op| Some((op, evidence.acknowledged(op)?));
+    let all = evidence.ops.iter().filter_map(acknowledged);
+    all.filter(|(op, version)| !evidence.is_destroyed(&op.key, *version))
+}
+
+/// Whether the quorums of two successful operations have a replica in common.
+fn overlap(evidence: &Evidence, first: &Op, second: &Op) -> bool {
+    let required = |op: &Op| op.success().map_or(0, |answer| answer.required as usize);
+    let replicas = evidence.replicas_between(first.invoked, second.returned);
+    required(first) + required(second) > replicas
+}

@@ -1,0 +1,398 @@
+//! `Cluster`: the nodes of one simulation: started, crashed, wiped, and looked at from outside.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use lally::adapters::memory::MemoryStore;
+use lally::adapters::swim::{Swim, SwimOptions};
+use lally::app::{Identity, Node, NodeParts, NodeSettings, Walks};
+use lally::domain::{
+    BucketSet, Digest, KeptData, MemberState, NodeId, Phase, Start, Timestamp, Version,
+};
+use lally::ports::{ClientApi, Clock, ClusterStatus, PeerTransport, Store};
+use tokio_util::sync::CancellationToken;
+
+use super::disk::Disk;
+use super::history::{Destroyed, FinalState, Op};
+use super::network::Network;
+use super::transport::SimTransport;
+use super::world::{Detail, Site, World};
+
+/// The default of a request without a timeout of its own.
+pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// Bytes that a hint for a key of two letters costs: its text twice over, and the places for it.
+const HINT_BYTES: u64 = 66;
+
+/// All nodes, whether they run or not.
+pub struct Cluster {
+    pub world: Arc<World>,
+    pub network: Network,
+    places: Mutex<BTreeMap<Site, Place>>,
+    records: Mutex<Records>,
+    max_hint_bytes: usize,
+}
+
+/// What is recorded while the nodes run.
+#[derive(Default)]
+pub struct Records {
+    pub ops: Vec<Op>,
+    pub replicas: Vec<(Duration, BTreeSet<Site>)>,
+    pub destroyed: Vec<Destroyed>,
+    pub overruns: Vec<String>,
+}
+
+/// A place for a node.
+struct Place {
+    disk: Disk,
+    offset_ns: Arc<AtomicI64>,
+    running: Option<Arc<Running>>,
+    leaving: bool,
+    /// Begins without the log it had.
+    fresh: bool,
+    /// Lost data, and has not been ready since.
+    recovering: bool,
+}
+
+/// A node that runs.
+pub struct Running {
+    pub site: Site,
+    pub id: NodeId,
+    pub node: Node,
+    pub client: Arc<dyn ClientApi>,
+    pub life: CancellationToken,
+    store: Arc<MemoryStore>,
+}
+
+/// A clock that is off.
+struct SimClock {
+    world: Arc<World>,
+    offset_ns: Arc<AtomicI64>,
+}
+
+impl Clock for SimClock {
+    fn now(&self) -> Timestamp {
+        let now = self.world.wall(self.offset_ns.load(Ordering::SeqCst));
+        self.world.note_quietly(now.as_nanos());
+        now
+    }
+}
+
+/// What is lost of a disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Loss {
+    Everything,
+    Log,
+}
+
+impl Cluster {
+    pub fn new(world: &Arc<World>) -> Arc<Self> {
+        let max_hint_bytes = if world.chance(250) { 300 } else { 64 << 20 };
+        Arc::new(Self {
+            world: Arc::clone(world),
+            network: Network::new(world),
+            places: Mutex::default(),
+            records: Mutex::default(),
+            max_hint_bytes,
+        })
+    }
+
+    /// A new place, with an empty disk.
+    pub fn add_site(&self) -> Site {
+        let mut places = self.places();
+        let site = Site::try_from(places.len()).unwrap();
+        let offset_ns = Arc::new(AtomicI64::new(0));
+        let place = Place {
+            disk: Disk::default(),
+            offset_ns,
+            running: None,
+            leaving: false,
+            fresh: false,
+            recovering: false,
+        };
+        places.insert(site, place);
+        site
+    }
+
+    pub fn sites(&self) -> Vec<Site> {
+        self.places().keys().copied().collect()
+    }
+
+    pub fn running(&self) -> Vec<Arc<Running>> {
+        self.places().values().filter_map(|place| place.running.clone()).collect()
+    }
+
+    fn running_at(&self, site: Site) -> Option<Arc<Running>> {
+        self.places().get(&site)?.running.clone()
+    }
+
+    /// Starts the node at a site, unless it runs. The first one of all founds the cluster.
+    pub async fn start(self: &Arc<Self>, site: Site) {
+        let (disk, offset_ns, fresh) = {
+            let places = self.places();
+            let Some(place) = places.get(&site).filter(|p| p.running.is_none()) else { return };
+            (place.disk.clone(), Arc::clone(&place.offset_ns), place.fresh)
+        };
+        let others = self.sites().into_iter().filter(|other| *other != site);
+        let seeds: Vec<_> = others.map(Network::addr).collect();
+        let (world, life) = (&self.world, CancellationToken::new());
+        let open = disk.open(world, site, &life);
+        let new_id = NodeId::new(world.pick(1..u64::MAX));
+        let data = if fresh { KeptData::None } else { KeptData::All };
+        let identity = Identity::load(open.as_ref(), "lally", new_id).await.unwrap();
+        let (book, last_phase) = identity.claim(open.as_ref(), data).await.unwrap();
+        let start = Start::decide(last_phase, data, !seeds.is_empty() || !book.members.is_empty());
+        let settings = self.settings(site, seeds);
+        let transport: Arc<dyn PeerTransport> = SimTransport::new(&self.network, site, &life);
+        let me = Node::first_record(&book, start, &settings);
+        let options = SwimOptions::new(me, "lally", world.pick(0..u64::MAX));
+        let store = Arc::new(MemoryStore::new());
+        let parts = NodeParts {
+            store: Arc::clone(&store) as _,
+            log: Arc::clone(&open) as _,
+            transport: Arc::clone(&transport),
+            detector: Swim::start(&options, transport),
+            book: open,
+            clock: Arc::new(SimClock { world: Arc::clone(world), offset_ns }),
+            hooks: Vec::new(),
+        };
+        let node = Node::new(parts, settings, &book, start);
+        node.replay().await.unwrap();
+        self.network.attach(site, book.id, node.replica_api());
+        node.start();
+        world.note("starts", site, site, Detail::Text(format!("{start:?} as {}", book.id)));
+        let client = node.client_api();
+        let running = Arc::new(Running { site, id: book.id, node, client, life, store });
+        if let Some(place) = self.places().get_mut(&site) {
+            place.running = Some(running);
+            place.fresh = false;
+        }
+    }
+
+    fn settings(&self, site: Site, seeds: Vec<String>) -> NodeSettings {
+        NodeSettings {
+            seeds,
+            request_timeout: REQUEST_TIMEOUT,
+            peer_timeout: Duration::from_secs(2),
+            anti_entropy_interval: Duration::from_secs(4),
+            max_hint_bytes: self.max_hint_bytes,
+            random_seed: self.world.pick(0..u64::MAX),
+            walks: Walks::InPlace,
+            ..NodeSettings::new("lally", &Network::addr(site), "none:1")
+        }
+    }
+
+    /// Ends a node without a word.
+    pub fn crash(&self, site: Site) {
+        let Some((running, disk)) = self.places().get_mut(&site).and_then(|place| {
+            place.leaving = false;
+            Some((place.running.take()?, place.disk.clone()))
+        }) else {
+            return;
+        };
+        running.life.cancel();
+        self.network.detach(site);
+        running.node.abandon();
+        disk.crash(&self.world);
+        self.world.note("crashes", site, site, Detail::Nothing);
+    }
+
+    /// Takes the data of a node away, unless another one has not recovered from that yet.
+    pub fn wipe(&self, site: Site, loss: Loss) {
+        let nobody_recovers = self.places().values().all(|place| !place.recovering);
+        if !nobody_recovers {
+            return;
+        }
+        self.crash(site);
+        self.record_destroyed(site);
+        self.world.note("wiped", site, site, Detail::Text(format!("{loss:?}")));
+        let mut places = self.places();
+        let Some(place) = places.get_mut(&site) else { return };
+        place.recovering = true;
+        match loss {
+            Loss::Everything => place.disk = Disk::default(),
+            Loss::Log => {
+                place.disk.lose_log();
+                place.fresh = true;
+            }
+        }
+    }
+
+    /// Notes which versions are on no other disk.
+    fn record_destroyed(&self, site: Site) {
+        let places = self.places();
+        let Some(lost) = places.get(&site).map(|place| place.disk.newest()) else { return };
+        let others: Vec<_> = places
+            .iter()
+            .filter(|(other, _)| **other != site)
+            .map(|(_, place)| place.disk.newest())
+            .collect();
+        for (key, entry) in lost {
+            let kept = others.iter().filter_map(|disk| disk.get(&key)).map(|kept| kept.version);
+            let above = kept.max();
+            if above < Some(entry.version) {
+                let destroyed = Destroyed { key, above, up_to: entry.version };
+                self.records().destroyed.push(destroyed);
+            }
+        }
+    }
+
+    /// Stops a node gracefully. Returns at once.
+    pub fn leave(self: &Arc<Self>, site: Site) {
+        let Some(running) = self.places().get_mut(&site).and_then(|place| {
+            let running = place.running.clone().filter(|_| !place.leaving)?;
+            place.leaving = true;
+            Some(running)
+        }) else {
+            return;
+        };
+        self.world.note("leaves", site, site, Detail::Nothing);
+        let this = Arc::clone(self);
+        self.world.spawn(async move {
+            running.node.leave().await;
+            if running.life.is_cancelled() {
+                return;
+            }
+            this.network.detach(site);
+            running.node.close().await.unwrap();
+            running.life.cancel();
+            this.world.note("has left", site, site, Detail::Nothing);
+            if let Some(place) = this.places().get_mut(&site)
+                && place.running.as_ref().is_some_and(|now| Arc::ptr_eq(now, &running))
+            {
+                place.running = None;
+                place.leaving = false;
+            }
+        });
+    }
+
+    pub fn skew(&self, site: Site, offset_ns: i64) {
+        if let Some(place) = self.places().get(&site) {
+            place.offset_ns.store(offset_ns, Ordering::SeqCst);
+            self.world.note("clock off", site, site, Detail::Text(format!("{offset_ns} ns")));
+        }
+    }
+
+    pub fn set_disk_full(&self, site: Site, full: bool) {
+        if let Some(place) = self.places().get(&site) {
+            place.disk.set_full(full);
+        }
+    }
+
+    /// No fault is left, and every node runs.
+    pub async fn heal(self: &Arc<Self>) {
+        self.world.note("healed", 0, 0, Detail::Nothing);
+        self.network.heal();
+        for site in self.sites() {
+            self.skew(site, 0);
+            self.set_disk_full(site, false);
+            self.start(site).await;
+        }
+    }
+
+    /// Looks at all nodes, and records whose copies count.
+    pub fn look(&self) {
+        let mut counting = BTreeSet::new();
+        let mut overruns = Vec::new();
+        for running in self.running() {
+            let status = running.client.cluster();
+            if status.node.member.phase == Phase::Whole {
+                counting.insert(running.site);
+                if running.client.readiness().is_ok()
+                    && let Some(place) = self.places().get_mut(&running.site)
+                {
+                    place.recovering = false;
+                }
+            }
+            let others = status.members.iter().filter(|m| m.member.phase == Phase::Whole);
+            counting.extend(others.filter_map(|m| Network::site(&m.member.grpc_addr)));
+            let too_many = |hints: &u64| hints * HINT_BYTES > self.max_hint_bytes as u64;
+            let hints = status.members.iter().map(|member| member.hints).find(too_many);
+            overruns.extend(hints.map(|n| format!("site {} keeps {n} hints", running.site)));
+        }
+        let mut records = self.records();
+        if records.replicas.last().is_none_or(|(_, last)| *last != counting) {
+            records.replicas.push((self.world.now(), counting));
+        }
+        records.overruns.extend(overruns);
+    }
+
+    /// Why the cluster is not what it has to become when nothing is wrong.
+    pub fn unsettled(&self) -> Option<String> {
+        let running = self.running();
+        let all: BTreeSet<NodeId> = running.iter().map(|running| running.id).collect();
+        if running.len() != self.sites().len() {
+            return Some("not every node runs".into());
+        }
+        for running in &running {
+            let (site, status) = (running.site, running.client.cluster());
+            if let Err(why) = running.client.readiness() {
+                return Some(format!("site {site} is not ready: {why}"));
+            }
+            if let Some(why) = unsettled_view(&status, &all) {
+                return Some(format!("site {site} {why}"));
+            }
+        }
+        let mut digests: Vec<Digest> =
+            running.iter().map(|running| running.store.digest()).collect();
+        digests.dedup();
+        (digests.len() > 1).then(|| "not all hold the same".into())
+    }
+
+    /// What every running node holds.
+    pub fn finals(&self) -> Vec<FinalState> {
+        let places = self.places();
+        let running = places.values().filter_map(|place| Some((place, place.running.clone()?)));
+        running
+            .map(|(place, running)| {
+                let keys = running.store.keys_in(&BucketSet::all());
+                let entry = |key| Some((Clone::clone(&key), running.store.get(&key)?));
+                FinalState {
+                    site: running.site,
+                    digest: running.store.digest(),
+                    entries: keys.into_iter().filter_map(entry).collect(),
+                    logged: place.disk.newest(),
+                }
+            })
+            .collect()
+    }
+
+    pub fn record(&self, op: Op) {
+        self.records().ops.push(op);
+    }
+
+    pub fn records(&self) -> MutexGuard<'_, Records> {
+        self.records.lock().unwrap()
+    }
+
+    pub fn is_up(&self, site: Site) -> bool {
+        self.running_at(site).is_some()
+    }
+
+    fn places(&self) -> MutexGuard<'_, BTreeMap<Site, Place>> {
+        self.places.lock().unwrap()
+    }
+}
+
+/// What is wrong with a node's view of the others.
+fn unsettled_view(status: &ClusterStatus, all: &BTreeSet<NodeId>) -> Option<String> {
+    let mut members = BTreeSet::from([status.node.member.id]);
+    for member in status.members.iter().filter(|m| m.state != MemberState::Left) {
+        members.insert(member.id());
+        if member.state != MemberState::Alive {
+            return Some(format!("sees {} as {:?}", member.id(), member.state));
+        }
+        if member.hints > 0 || !member.in_sync {
+            let (id, hints) = (member.id(), member.hints);
+            return Some(format!("is not in sync with {id} ({hints} hints)"));
+        }
+    }
+    (members != *all).then(|| format!("knows {members:?}, not {all:?}"))
+}
+
+/// The version of what a write wrote.
+pub const fn version_of(at: Timestamp, node: NodeId) -> Version {
+    Version::new(at, node)
+}

@@ -1,0 +1,138 @@
+//! What is recorded of a simulation, for the checkers: operations with their answers, memberships,
+//! losses, and what every node holds in the end. Plain values, so that tests can fabricate them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use lally::domain::{Digest, Entry, Key, NodeId, QuorumSpec, Version};
+use lally::ports::{Answer, ClientError, Verdict};
+
+use super::world::{Seen, Site};
+
+/// How much longer than its timeout a request may take.
+pub const LATENESS: Duration = Duration::from_millis(250);
+
+/// Everything recorded of one simulation.
+#[derive(Debug, Clone, Default)]
+pub struct Evidence {
+    pub ops: Vec<Op>,
+    /// Every version that entered a log anywhere.
+    pub seen: BTreeMap<(Key, Version), Seen>,
+    /// Whose copies counted, from these times on.
+    pub replicas: Vec<(Duration, BTreeSet<Site>)>,
+    pub destroyed: Vec<Destroyed>,
+    /// What the nodes hold in the end.
+    pub finals: Vec<FinalState>,
+    /// Bounds that did not hold while it ran.
+    pub overruns: Vec<String>,
+}
+
+/// One operation of a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Op {
+    pub client: u8,
+    /// Through which node.
+    pub site: Site,
+    pub node: NodeId,
+    pub kind: OpKind,
+    pub key: Key,
+    pub quorum: Option<QuorumSpec>,
+    pub timeout: Duration,
+    pub invoked: Duration,
+    pub returned: Duration,
+    pub outcome: Outcome,
+}
+
+/// What was asked.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum OpKind {
+    Get,
+    Add(String),
+    Remove,
+}
+
+/// What came of it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    Answered(Answer),
+    /// Nothing was done.
+    Refused(ClientError),
+    /// The node went away.
+    Unknown,
+}
+
+/// Versions of a key that were on no disk any more when one was lost: those above the first and up
+/// to the second.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destroyed {
+    pub key: Key,
+    pub above: Option<Version>,
+    pub up_to: Version,
+}
+
+/// A node at the end.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FinalState {
+    pub site: Site,
+    pub digest: Digest,
+    pub entries: BTreeMap<Key, Entry>,
+    /// The newest entries in its log.
+    pub logged: BTreeMap<Key, Entry>,
+}
+
+impl Op {
+    pub fn answer(&self) -> Option<&Answer> {
+        match &self.outcome {
+            Outcome::Answered(answer) => Some(answer),
+            Outcome::Refused(_) | Outcome::Unknown => None,
+        }
+    }
+
+    /// The answer, if it says that the quorum was met.
+    pub fn success(&self) -> Option<&Answer> {
+        self.answer().filter(|answer| answer.verdict == Verdict::Success)
+    }
+
+    pub const fn is_write(&self) -> bool {
+        !matches!(self.kind, OpKind::Get)
+    }
+}
+
+impl Evidence {
+    /// The version under which a write was acknowledged. That of a removal of nothing is not told;
+    /// it is the tombstone that its coordinator stamped meanwhile (the lowest, if it may have been
+    /// working on several).
+    pub fn acknowledged(&self, op: &Op) -> Option<Version> {
+        let answer = op.success().filter(|_| op.is_write())?;
+        if let Some(timestamp) = answer.timestamp {
+            return Some(Version::new(timestamp, op.node));
+        }
+        let in_time = |seen: &Seen| seen.first >= op.invoked && seen.first <= op.returned;
+        let of_key = self.seen.iter().filter(|((key, version), seen)| {
+            *key == op.key
+                && version.node == op.node
+                && seen.content == lally::domain::Content::Tombstone
+                && in_time(seen)
+        });
+        of_key.map(|((_, version), _)| *version).min()
+    }
+
+    /// Whether a version of a key was lost with the disks it was on.
+    pub fn is_destroyed(&self, key: &Key, version: Version) -> bool {
+        self.destroyed.iter().any(|lost| {
+            lost.key == *key && Some(version) > lost.above && version <= lost.up_to
+        })
+    }
+
+    /// How many sites had copies that counted at some time between these two.
+    pub fn replicas_between(&self, from: Duration, to: Duration) -> usize {
+        let mut all: BTreeSet<Site> = BTreeSet::new();
+        for (i, (at, sites)) in self.replicas.iter().enumerate() {
+            let until = self.replicas.get(i + 1).map_or(Duration::MAX, |(next, _)| *next);
+            if *at <= to && until >= from {
+                all.extend(sites.iter().copied());
+            }
+        }
+        all.len()
+    }
+}

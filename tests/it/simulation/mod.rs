@@ -1,0 +1,16 @@
+//! Whole nodes in one process, on a simulated network, clock and disk, driven by one seed.
+//!
+//! What is simulated and what is checked: `docs/simulation.md`.
+
+mod checks;
+mod cluster;
+mod disk;
+mod faults;
+mod history;
+mod network;
+mod runner;
+mod streams;
+mod tests;
+mod transport;
+mod workload;
+mod world;
