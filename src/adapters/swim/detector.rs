@@ -42,6 +42,10 @@ const PROBE_ANSWER: Duration = Duration::from_millis(400);
 /// How long a suspect has to speak up.
 const SUSPECT_TO_DOWN: Duration = Duration::from_secs(2);
 
+/// How long suspicion may last, whoever raised it: then it is judged here. (The protocol judges what
+/// it suspected itself, unless it was declared down and began anew meanwhile.)
+const SUSPECT_AT_MOST: Duration = Duration::from_secs(4);
+
 /// How often members believed down are told otherwise, should they live: after a partition both
 /// sides believe that of each other.
 const ANNOUNCE_TO_DOWN_EVERY: Duration = Duration::from_secs(2);
@@ -108,6 +112,7 @@ impl Swim {
             timers: BinaryHeap::new(),
             timer_count: 0,
             watched: BTreeMap::new(),
+            suspects: Vec::new(),
             reported: BTreeMap::new(),
             reports,
             transport,
@@ -211,6 +216,8 @@ struct Driver {
     timer_count: u64,
     /// Members announced to until they are heard of, and when nobody is up.
     watched: BTreeMap<NodeId, Member>,
+    /// Who is suspected, and since when.
+    suspects: Vec<(foca::Member<SwimIdentity>, Instant)>,
     /// What was last reported of whom.
     reported: BTreeMap<NodeId, (u64, Liveness)>,
     reports: mpsc::Sender<LivenessChange>,
@@ -233,7 +240,10 @@ impl Driver {
                     self.obey(orders);
                 }
                 () = sleep_until(due) => self.fire(),
-                _ = announce.tick() => self.announce_to_the_missing(),
+                _ = announce.tick() => {
+                    self.announce_to_the_missing();
+                    self.judge_suspects();
+                }
                 packet = packets.recv() => match packet {
                     None => return,
                     Some(packet) => self.receive(&packet),
@@ -289,6 +299,26 @@ impl Driver {
         let missing: Vec<_> = missing.map(|(_, m)| SwimIdentity::of(m, self.cluster)).collect();
         for identity in missing {
             self.announce_to(identity);
+        }
+    }
+
+    /// Declares suspects down that have not refuted it for too long. One that lives hears of it, and
+    /// states itself anew; without this it could be suspected for ever, since the answers to probes
+    /// refute nothing.
+    fn judge_suspects(&mut self) {
+        let (now, before) = (Instant::now(), std::mem::take(&mut self.suspects));
+        let since = |suspect: &foca::Member<SwimIdentity>| {
+            before.iter().find(|(known, _)| known == suspect).map_or(now, |(_, since)| *since)
+        };
+        let suspects =
+            self.protocol.iter_membership_state().filter(|m| m.state() == State::Suspect);
+        self.suspects = suspects.map(|suspect| (suspect.clone(), since(suspect))).collect();
+        let overdue = self.suspects.iter().filter(|(_, since)| now - *since >= SUSPECT_AT_MOST);
+        let down = overdue.map(|(suspect, _)| {
+            foca::Member::new(suspect.id().clone(), suspect.incarnation(), State::Down)
+        });
+        if let Err(error) = self.protocol.apply_many(down, true, &mut self.effects) {
+            tracing::debug!(%error, "failure detector could not judge a suspect");
         }
     }
 
@@ -445,6 +475,39 @@ mod tests {
         assert!(began.elapsed() < Duration::from_secs(6), "{:?}", began.elapsed());
         ether.plug_in(&member(3, 1), &swims[2]);
         expect(&swims[0], 3, 1, Liveness::Alive).await;
+    }
+
+    /// The last that each of these reports of each other one, after this long.
+    async fn beliefs(swims: &[Arc<Swim>], after: Duration) -> Vec<BTreeMap<NodeId, Liveness>> {
+        tokio::time::sleep(after).await;
+        let mut beliefs = Vec::new();
+        for swim in swims {
+            let mut last = BTreeMap::new();
+            let hearing = async {
+                while let Some(change) = swim.next_change().await {
+                    last.insert(change.id, change.liveness);
+                }
+            };
+            tokio::time::timeout(Duration::ZERO, hearing).await.ok();
+            beliefs.push(last);
+        }
+        beliefs
+    }
+
+    /// One that comes back begins anew, and must not forget whom it had begun to suspect.
+    #[tokio::test(start_paused = true)]
+    async fn however_long_a_member_was_cut_off_nobody_stays_suspected() {
+        for tenths in 23..=32 {
+            let ether = Ether::default();
+            let swims = three(&ether).await;
+            ether.unplug(&member(3, 1));
+            tokio::time::sleep(Duration::from_millis(100 * tenths)).await;
+            ether.plug_in(&member(3, 1), &swims[2]);
+            for (swim, last) in (1..).zip(beliefs(&swims, Duration::from_secs(15)).await) {
+                let alive = last.values().all(|liveness| *liveness == Liveness::Alive);
+                assert!(alive, "cut off for {tenths} tenths of a second, {swim} says {last:?}");
+            }
+        }
     }
 
     #[tokio::test(start_paused = true)]
