@@ -56,7 +56,9 @@ fn differs(states: &[FinalState], key: &Key) -> bool {
 /// A restart of every node would change nothing.
 pub fn stores_are_logged(evidence: &Evidence) -> Vec<String> {
     let unlogged = evidence.finals.iter().filter(|state| state.entries != state.logged);
-    unlogged.map(|state| format!("site {}: its log does not say what it holds", state.site)).collect()
+    unlogged
+        .map(|state| format!("site {}: its log does not say what it holds", state.site))
+        .collect()
 }
 
 /// Every acknowledged write is held, or something newer; but for what was lost with every disk that
@@ -148,9 +150,10 @@ pub fn nothing_is_invented(evidence: &Evidence) -> Vec<String> {
 pub fn the_refused_is_not_done(evidence: &Evidence) -> Vec<String> {
     let refused = evidence.ops.iter().filter(|op| matches!(op.outcome, Outcome::Refused(_)));
     let done = refused.filter(|op| match &op.kind {
-        OpKind::Add(refused) => evidence.seen.values().any(
-            |seen| matches!(&seen.content, Content::Live(value) if value.as_str() == refused),
-        ),
+        OpKind::Add(refused) => evidence
+            .seen
+            .values()
+            .any(|seen| matches!(&seen.content, Content::Live(value) if value.as_str() == refused)),
         OpKind::Get | OpKind::Remove => false,
     });
     done.map(|op| format!("it happened all the same: {op:?}")).collect()
@@ -162,11 +165,14 @@ pub fn reads_see_acknowledged_writes(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
     for (write, version) in acknowledged_writes(evidence) {
         for read in &evidence.ops {
-            let Some(answer) = read.success().filter(|_| read.kind == OpKind::Get) else { continue };
+            let Some(answer) = read.success().filter(|_| read.kind == OpKind::Get) else {
+                continue;
+            };
             if read.key != write.key || read.invoked <= write.returned {
                 continue;
             }
-            if overlap(evidence, write, read) && !is_seen(evidence, read, answer.timestamp, version) {
+            if overlap(evidence, write, read) && !is_seen(evidence, read, answer.timestamp, version)
+            {
                 found.push(format!("{read:?}\n    did not see {version:?}\n    of {write:?}"));
             }
         }

@@ -8,9 +8,7 @@ use std::time::Duration;
 use lally::adapters::memory::MemoryStore;
 use lally::adapters::swim::{Swim, SwimOptions};
 use lally::app::{Identity, Node, NodeParts, NodeSettings, Walks};
-use lally::domain::{
-    BucketSet, Digest, KeptData, MemberState, NodeId, Phase, Start, Timestamp, Version,
-};
+use lally::domain::{BucketSet, Digest, KeptData, MemberState, NodeId, Phase, Start, Timestamp};
 use lally::ports::{ClientApi, Clock, ClusterStatus, PeerTransport, Store};
 use tokio_util::sync::CancellationToken;
 
@@ -390,9 +388,4 @@ fn unsettled_view(status: &ClusterStatus, all: &BTreeSet<NodeId>) -> Option<Stri
         }
     }
     (members != *all).then(|| format!("knows {members:?}, not {all:?}"))
-}
-
-/// The version of what a write wrote.
-pub const fn version_of(at: Timestamp, node: NodeId) -> Version {
-    Version::new(at, node)
 }

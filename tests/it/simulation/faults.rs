@@ -121,9 +121,7 @@ impl Drawn<'_> {
             3 => pairs.filter(|(a, b)| *a == one && *b == other).collect(),
             _ => {
                 let bridge = |site: Site| site == one;
-                pairs
-                    .filter(|(a, b)| !bridge(*a) && !bridge(*b) && side(*a) != side(*b))
-                    .collect()
+                pairs.filter(|(a, b)| !bridge(*a) && !bridge(*b) && side(*a) != side(*b)).collect()
             }
         }
     }

@@ -98,14 +98,30 @@ impl Op {
     }
 }
 
+/// How long a removal may go on after an answer that was no success.
+const GOES_ON: Duration = Duration::from_secs(10);
+
+/// Whether two are removals of one key through one node at the same time.
+fn works_on_too(other: &Op, op: &Op) -> bool {
+    let ends = match other.success() {
+        Some(_) => other.returned,
+        None => other.returned + GOES_ON,
+    };
+    let same = other.node == op.node && other.key == op.key && other.kind == op.kind;
+    same && other.invoked <= op.returned && ends >= op.invoked
+}
+
 impl Evidence {
     /// The version under which a write was acknowledged. That of a removal of nothing is not told;
-    /// it is the tombstone that its coordinator stamped meanwhile (the lowest, if it may have been
-    /// working on several).
+    /// it is the last tombstone that its coordinator stamped meanwhile, unless that was working on
+    /// several removals of the key.
     pub fn acknowledged(&self, op: &Op) -> Option<Version> {
         let answer = op.success().filter(|_| op.is_write())?;
         if let Some(timestamp) = answer.timestamp {
             return Some(Version::new(timestamp, op.node));
+        }
+        if self.ops.iter().any(|other| other != op && works_on_too(other, op)) {
+            return None;
         }
         let in_time = |seen: &Seen| seen.first >= op.invoked && seen.first <= op.returned;
         let of_key = self.seen.iter().filter(|((key, version), seen)| {
@@ -114,14 +130,14 @@ impl Evidence {
                 && seen.content == lally::domain::Content::Tombstone
                 && in_time(seen)
         });
-        of_key.map(|((_, version), _)| *version).min()
+        of_key.map(|((_, version), _)| *version).max()
     }
 
     /// Whether a version of a key was lost with the disks it was on.
     pub fn is_destroyed(&self, key: &Key, version: Version) -> bool {
-        self.destroyed.iter().any(|lost| {
-            lost.key == *key && Some(version) > lost.above && version <= lost.up_to
-        })
+        self.destroyed
+            .iter()
+            .any(|lost| lost.key == *key && Some(version) > lost.above && version <= lost.up_to)
     }
 
     /// How many sites had copies that counted at some time between these two.

@@ -58,18 +58,18 @@ impl Failed {
     }
 }
 
-/// Runs the simulation of this seed.
-pub fn run(seed: u64) -> Result<Passed, Failed> {
+/// Runs the simulation of this seed; a failure tells its last `tail` events.
+pub fn run(seed: u64, tail: usize) -> Result<Passed, Failed> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
         .build()
         .unwrap();
-    runtime.block_on(simulate(seed))
+    runtime.block_on(simulate(seed, tail))
 }
 
-async fn simulate(seed: u64) -> Result<Passed, Failed> {
-    let world = World::new(seed);
+async fn simulate(seed: u64, tail: usize) -> Result<Passed, Failed> {
+    let world = World::new(seed, tail);
     let cluster = Cluster::new(&world);
     let outcome = lead(&cluster).await;
     let records = std::mem::take(&mut *cluster.records());

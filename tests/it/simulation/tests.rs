@@ -4,6 +4,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::runner::{self, Failed};
+use super::world::TAIL;
 
 /// Seeds of every run of the tests.
 const SEEDS: u64 = 200;
@@ -24,7 +25,7 @@ fn run_all(first: u64, seeds: u64, progress: bool) -> Vec<Failed> {
                     if seed >= first + seeds {
                         return;
                     }
-                    if let Err(failure) = runner::run(seed) {
+                    if let Err(failure) = runner::run(seed, TAIL) {
                         eprintln!("seed {seed} FAILED: {}", failure.what.join("\n  "));
                         failed.lock().unwrap().push(failure);
                     }
@@ -51,8 +52,10 @@ fn two_hundred_seeds() {
 #[test]
 fn one_seed() {
     let seed = number("LALLY_SIM_SEED").unwrap_or(0);
-    match runner::run(seed) {
-        Ok(passed) => eprintln!("{} operations, settled after {:?}", passed.ops, passed.settled_after),
+    match runner::run(seed, usize::MAX) {
+        Ok(passed) => {
+            eprintln!("{} operations, settled after {:?}", passed.ops, passed.settled_after)
+        }
         Err(failed) => panic!("{}", failed.report()),
     }
 }
@@ -60,7 +63,7 @@ fn one_seed() {
 #[test]
 fn the_same_seed_is_the_same_world() {
     for seed in 1..=8 {
-        let (one, other) = (runner::run(seed).unwrap(), runner::run(seed).unwrap());
+        let (one, other) = (runner::run(seed, TAIL).unwrap(), runner::run(seed, TAIL).unwrap());
         assert_eq!(one.fingerprint, other.fingerprint, "seed {seed}");
         assert_eq!(one.evidence.ops, other.evidence.ops, "seed {seed}");
     }

@@ -76,7 +76,8 @@ impl SimTransport {
                 Err(_lost) => std::future::pending().await,
             }
         };
-        let answer = tokio::time::timeout(timeout, answer).await.unwrap_or(Err(PeerError::TimedOut));
+        let answer =
+            tokio::time::timeout(timeout, answer).await.unwrap_or(Err(PeerError::TimedOut));
         if self.life.is_cancelled() {
             std::future::pending::<()>().await;
         }
@@ -146,7 +147,8 @@ async fn carry<T: Send + 'static>(
 /// A request that arrives once more.
 async fn repeat<T: Send + 'static>(network: Network, from: Site, call: Call<T>) {
     tokio::time::sleep(network.world.millis(0..3_000)).await;
-    let node = network.attached(call.to).filter(|node| !call.expected.is_some_and(|e| e != node.id));
+    let node =
+        network.attached(call.to).filter(|node| !call.expected.is_some_and(|e| e != node.id));
     if let Some(node) = node {
         network.world.note("duplicate", from, call.to, Detail::Text(call.what.into()));
         drop((call.work)(node.replica).await);

@@ -59,7 +59,12 @@ impl Client {
         let options = self.options();
         let timeout = options.timeout.unwrap_or(REQUEST_TIMEOUT);
         let (world, site) = (Arc::clone(&self.cluster.world), through.site);
-        world.note("asked", site, site, Detail::Text(format!("{} {kind:?} {options:?}", key.as_str())));
+        world.note(
+            "asked",
+            site,
+            site,
+            Detail::Text(format!("{} {kind:?} {options:?}", key.as_str())),
+        );
         self.cluster.look();
         let invoked = world.now();
         let client = &through.client;

@@ -18,14 +18,13 @@ use tokio::time::Instant;
 pub const EPOCH: u64 = 1_700_000_000_000_000_000;
 
 /// Events kept for whoever has to understand a failure.
-const TAIL: usize = 400;
+pub const TAIL: usize = 300;
 
 /// The place of a node: its number, which stays when its disk is replaced.
 pub type Site = u8;
 
 /// One simulated world.
 pub struct World {
-    pub seed: u64,
     /// Whether logs sync every append before they acknowledge it.
     pub always_syncs: bool,
     began: Instant,
@@ -48,16 +47,16 @@ pub struct Seen {
 }
 
 impl World {
-    /// A world at its beginning. Call it in a runtime with paused time.
-    pub fn new(seed: u64) -> Arc<Self> {
+    /// A world at its beginning, of whose events the last `tail` are kept. Call it in a runtime with paused time.
+    pub fn new(seed: u64, tail: usize) -> Arc<Self> {
         let mut random = StdRng::seed_from_u64(seed);
         let always_syncs = random.random();
         let state = State {
             random,
-            trace: Trace::default(),
+            trace: Trace { kept: tail, ..Trace::default() },
             seen: BTreeMap::new(),
         };
-        Arc::new(Self { seed, always_syncs, began: Instant::now(), state: Mutex::new(state) })
+        Arc::new(Self { always_syncs, began: Instant::now(), state: Mutex::new(state) })
     }
 
     /// Simulated time since the beginning.
@@ -93,11 +92,6 @@ impl World {
         }
         let at = self.pick(0..choices.len() as u64);
         choices.get(usize::try_from(at).unwrap()).cloned()
-    }
-
-    /// A source of randomness of its own, for what must not depend on how often others draw.
-    pub fn fork(&self) -> StdRng {
-        StdRng::seed_from_u64(self.pick(0..u64::MAX))
     }
 
     /// Notes what happened between two sites (or at one).
@@ -202,6 +196,7 @@ impl fmt::Display for Event {
 struct Trace {
     hash: u64,
     count: u64,
+    kept: usize,
     tail: VecDeque<Event>,
 }
 
@@ -221,7 +216,7 @@ impl Trace {
                 self.mix(write.entry.version.node.as_u64());
             }
         }
-        if self.tail.len() == TAIL {
+        if self.tail.len() == self.kept {
             self.tail.pop_front();
         }
         self.tail.push_back(event);
