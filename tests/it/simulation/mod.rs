@@ -5,8 +5,10 @@
 mod checks;
 mod cluster;
 mod disk;
+mod fabricated;
 mod faults;
 mod history;
+mod linearizability;
 mod network;
 mod runner;
 mod streams;
