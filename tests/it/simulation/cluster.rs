@@ -30,6 +30,10 @@ pub struct Cluster {
     pub network: Network,
     places: Mutex<BTreeMap<Site, Place>>,
     records: Mutex<Records>,
+    /// Sites below this one and the others do not know of each other.
+    apart: Mutex<Option<Site>>,
+    /// Members may lose their data although another one has not recovered from that.
+    reckless: bool,
     max_hint_bytes: usize,
 }
 
@@ -93,6 +97,8 @@ impl Cluster {
             network: Network::new(world),
             places: Mutex::default(),
             records: Mutex::default(),
+            apart: Mutex::default(),
+            reckless: world.chance(100),
             max_hint_bytes,
         })
     }
@@ -134,7 +140,8 @@ impl Cluster {
             (place.disk.clone(), Arc::clone(&place.offset_ns), place.fresh)
         };
         let others = self.sites().into_iter().filter(|other| *other != site);
-        let seeds: Vec<_> = others.map(Network::addr).collect();
+        let seeds: Vec<_> =
+            others.filter(|other| self.are_together(site, *other)).map(Network::addr).collect();
         let (world, life) = (&self.world, CancellationToken::new());
         let open = disk.open(world, site, &life);
         let new_id = NodeId::new(world.pick(1..u64::MAX));
@@ -197,10 +204,24 @@ impl Cluster {
         self.world.note("crashes", site, site, Detail::Nothing);
     }
 
+    /// From now on the sites below this one and the others know nothing of each other.
+    pub fn set_apart(&self, boundary: Option<Site>) {
+        *self.apart.lock().unwrap() = boundary;
+    }
+
+    fn are_together(&self, one: Site, other: Site) -> bool {
+        let boundary = *self.apart.lock().unwrap();
+        boundary.is_none_or(|boundary| (one < boundary) == (other < boundary))
+    }
+
+    pub const fn is_reckless(&self) -> bool {
+        self.reckless
+    }
+
     /// Takes the data of a node away, unless another one has not recovered from that yet.
     pub fn wipe(&self, site: Site, loss: Loss) {
         let nobody_recovers = self.places().values().all(|place| !place.recovering);
-        if !nobody_recovers {
+        if !nobody_recovers && !self.reckless {
             return;
         }
         self.crash(site);
@@ -320,16 +341,17 @@ impl Cluster {
     /// Why the cluster is not what it has to become when nothing is wrong.
     pub fn unsettled(&self) -> Option<String> {
         let running = self.running();
-        let all: BTreeSet<NodeId> = running.iter().map(|running| running.id).collect();
         if running.len() != self.sites().len() {
             return Some("not every node runs".into());
         }
-        for running in &running {
-            let (site, status) = (running.site, running.client.cluster());
-            if let Err(why) = running.client.readiness() {
+        for node in &running {
+            let (site, status) = (node.site, node.client.cluster());
+            if let Err(why) = node.client.readiness() {
                 return Some(format!("site {site} is not ready: {why}"));
             }
-            if let Some(why) = unsettled_view(&status, &all) {
+            let mates = running.iter().filter(|other| self.are_together(site, other.site));
+            let mates = mates.map(|other| other.id).collect();
+            if let Some(why) = unsettled_view(&status, &mates) {
                 return Some(format!("site {site} {why}"));
             }
         }

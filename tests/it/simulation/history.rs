@@ -23,6 +23,8 @@ pub struct Evidence {
     pub destroyed: Vec<Destroyed>,
     /// What the nodes hold in the end.
     pub finals: Vec<FinalState>,
+    /// Whether several members may have lost their data at a time.
+    pub reckless: bool,
     /// Bounds that did not hold while it ran.
     pub overruns: Vec<String>,
 }

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::checks;
 use super::cluster::Cluster;
-use super::faults;
+use super::faults::{self, Step};
 use super::history::Evidence;
 use super::workload::Client;
 use super::world::World;
@@ -79,6 +79,7 @@ async fn simulate(seed: u64, tail: usize) -> Result<Passed, Failed> {
         replicas: records.replicas,
         destroyed: records.destroyed,
         finals: cluster.finals(),
+        reckless: cluster.is_reckless(),
         overruns: records.overruns,
     };
     let mut what = Vec::new();
@@ -108,12 +109,22 @@ async fn simulate(seed: u64, tail: usize) -> Result<Passed, Failed> {
 async fn lead(cluster: &Arc<Cluster>) -> Result<Duration, String> {
     let world = &cluster.world;
     let sites = 3 + u8::try_from(world.pick(0..3)).unwrap();
+    let apart = world.chance(100);
+    if apart {
+        cluster.set_apart(Some(1 + u8::try_from(world.pick(0..u64::from(sites) - 1)).unwrap()));
+    }
     for _ in 0..sites {
         let site = cluster.add_site();
         cluster.start(site).await;
         settle(cluster, FOUNDED_WITHIN).await.map_err(|why| format!("not founded: {why}"))?;
     }
-    let schedule = faults::schedule(world, sites, FAULTY);
+    let mut schedule = faults::schedule(world, sites, FAULTY);
+    if apart {
+        // One that is told of both brings them together.
+        cluster.set_apart(None);
+        schedule.insert(0, (Duration::from_secs(10), Step::Join));
+        schedule.sort_by_key(|(at, _)| *at);
+    }
     let (began, end) = (Instant::now(), Instant::now() + FAULTY);
     let clients: Vec<_> = (0..4).map(|number| Client::new(cluster, number)).collect();
     let clients = futures_util::future::join_all(clients.into_iter().map(|c| c.run(end)));
