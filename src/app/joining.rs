@@ -93,8 +93,9 @@ impl Joining {
 
     fn round_up(&self, round: &Round, answered: Vec<Contact>, patience_is_over: bool) -> Roundup {
         let view = self.members.view();
-        let silent =
-            view.peers().filter(|m| m.phase == Phase::Whole && !round.answered.contains_key(&m.id));
+        // Whoever joined, as far as this node has heard, may have become whole since then, and counted
+        // for writes that the others did not see.
+        let silent = view.peers().filter(|member| !round.answered.contains_key(&member.id));
         let replaces = view.others().any(|(member, _)| member.grpc_addr == view.me().grpc_addr);
         Roundup {
             answered,

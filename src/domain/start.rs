@@ -100,7 +100,7 @@ impl Start {
 pub struct Roundup {
     /// Who answered.
     pub answered: Vec<Contact>,
-    /// Members known as whole that did not answer.
+    /// Members that did not answer: whole ones, and those known as joining, which may be whole by now.
     pub silent_members: usize,
     /// Addresses at which nobody answered, those of the members included.
     pub silent_addrs: usize,

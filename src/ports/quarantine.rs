@@ -6,7 +6,7 @@ use crate::domain::{KeyedEntry, Timestamp};
 
 /// Keeps entries that are taken out of the store for people to look at.
 ///
-/// Contract (suite: `tests/it/contracts/quarantine.rs`): after `keep` returned `Ok`, every entry is
+/// Contract (suite: `src/adapters/json_quarantine.rs`): after `keep` returned `Ok`, every entry is
 /// kept whole, a power cut notwithstanding, until a person deletes it. What was kept before stays.
 #[cfg_attr(test, mockall::automock)]
 #[async_trait]

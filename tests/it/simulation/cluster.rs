@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use lally::adapters::memory::MemoryStore;
+use lally::adapters::memory::{MemoryQuarantine, MemoryStore};
 use lally::adapters::swim::{Swim, SwimOptions};
 use lally::app::{Identity, Node, NodeParts, NodeSettings, Walks};
 use lally::domain::{BucketSet, Digest, KeptData, MemberState, NodeId, Phase, Start, Timestamp};
@@ -160,6 +160,7 @@ impl Cluster {
             transport: Arc::clone(&transport),
             detector: Swim::start(&options, transport),
             book: open,
+            quarantine: Arc::new(MemoryQuarantine::default()),
             clock: Arc::new(SimClock { world: Arc::clone(world), offset_ns }),
             hooks: Vec::new(),
         };

@@ -8,10 +8,10 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use lally::domain::{BucketSet, Digest, Entry, Key, KeyedEntry, NodeId};
+use lally::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId};
 use lally::ports::{
-    Announcement, ApplyError, EntryStream, Origin, Peer, PeerError, PeerTransport, Refusal,
-    ReplicaApi, WriteReply,
+    Announcement, ApplyError, Certification, EntryStream, Origin, Peer, PeerError, PeerTransport,
+    Refusal, ReplicaApi, WriteReply,
 };
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -238,10 +238,16 @@ impl PeerTransport for SimTransport {
         self.call(Self::to_peer("digest", peer, work), Detail::Nothing, timeout).await
     }
 
-    async fn bucket_digests(&self, peer: &Peer, timeout: Duration) -> Result<Vec<u64>, PeerError> {
-        let work: Work<Vec<u64>> =
-            Arc::new(|replica| Box::pin(std::future::ready(Ok(replica.bucket_digests()))));
-        self.call(Self::to_peer("buckets", peer, work), Detail::Nothing, timeout).await
+    async fn level_digests(
+        &self,
+        peer: &Peer,
+        level: DigestLevel,
+        timeout: Duration,
+    ) -> Result<Vec<u64>, PeerError> {
+        let work: Work<Vec<u64>> = Arc::new(move |replica| {
+            Box::pin(std::future::ready(Ok(replica.level_digests(&level))))
+        });
+        self.call(Self::to_peer("digests", peer, work), Detail::Nothing, timeout).await
     }
 
     async fn pull(
@@ -287,6 +293,22 @@ impl PeerTransport for SimTransport {
             })
         });
         self.call(Self::to_peer("push", peer, work), detail, timeout).await
+    }
+
+    async fn fence(
+        &self,
+        peer: &Peer,
+        certification: Certification,
+        timeout: Duration,
+    ) -> Result<(), PeerError> {
+        let detail = Detail::Text(format!("{}", certification.horizon.as_nanos()));
+        let work: Work<()> = Arc::new(move |replica| {
+            Box::pin(async move {
+                let certified = replica.fence(certification).await;
+                certified.map_err(|refused| PeerError::Rejected(refused.to_string()))
+            })
+        });
+        self.call(Self::to_peer("fence", peer, work), detail, timeout).await
     }
 
     fn round_trip(&self, peer: NodeId) -> Option<Duration> {
