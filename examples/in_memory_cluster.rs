@@ -64,7 +64,7 @@ pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
         ready(node).await;
     }
 
-    let all = RequestOptions { quorum: Some("all".parse()?), timeout: None };
+    let all = RequestOptions { quorum: Some("all".parse()?), ..RequestOptions::default() };
     let key = Key::new("greeting")?;
     let written = first.client_api().add(key.clone(), Value::new("hello"), all).await?;
     assert_eq!((written.verdict, written.achieved), (Verdict::Success, 3));

@@ -11,15 +11,15 @@ use tokio::time::Instant;
 
 use crate::domain::{Content, Key, MemberState, MemoryLimit, QuorumSpec, Timestamp, Value};
 use crate::ports::{
-    Answer, ClientApi, ClientError, ClusterStatus, MemberStatus, NodeStats, NodeStatus, OpKind,
-    OpLog, Operation, Origin, RequestOptions,
+    Answer, ClientApi, ClientError, ClusterStatus, Consistency, MemberStatus, NodeStats,
+    NodeStatus, OpKind, OpLog, Operation, Origin, RequestOptions,
 };
 
 use super::apply::Replica;
 use super::handoff::Handoff;
 use super::hook_chain::HookChain;
 use super::members::Members;
-use super::reading::Reader;
+use super::reading::{ConfirmedQuorums, Reader};
 use super::reconcile::Reconciler;
 use super::repair::ReadRepair;
 use super::stage::Stage;
@@ -58,11 +58,10 @@ impl ClientApi for Coordinator {
     async fn get(&self, key: Key, options: RequestOptions) -> Result<Answer, ClientError> {
         let deadline = self.admit(&options)?;
         self.ask_hooks(OpKind::Get, &key, None).await?;
-        let quorum = options.quorum.unwrap_or(self.defaults.read_quorum);
         if self.hooks.is_empty() {
-            return Ok(self.reader.read(key, quorum, deadline).await);
+            return Ok(self.read(key, options, deadline).await);
         }
-        let answer = self.reader.read(key.clone(), quorum, deadline).await;
+        let answer = self.read(key.clone(), options, deadline).await;
         self.hooks.after_read(&key, answer.value.is_some());
         Ok(answer)
     }
@@ -164,6 +163,17 @@ impl Coordinator {
         let (used, held) = (self.replica.store().stats().memory_bytes, self.replica.get(key));
         let admitted = limit.admit(used, key, held.as_ref(), content);
         admitted.map_err(|full| ClientError::MemoryFull { max_memory: full.limit_bytes })
+    }
+
+    async fn read(&self, key: Key, options: RequestOptions, deadline: Instant) -> Answer {
+        let read = options.quorum.unwrap_or(self.defaults.read_quorum);
+        match options.consistency {
+            Consistency::Default => self.reader.read(key, read, deadline).await,
+            Consistency::Confirmed => {
+                let quorums = ConfirmedQuorums { read, write: self.defaults.write_quorum };
+                self.reader.read_confirmed(key, quorums, deadline).await
+            }
+        }
     }
 
     async fn ask_hooks(

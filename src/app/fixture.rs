@@ -48,6 +48,8 @@ pub(crate) struct Fixture {
     pub(crate) down: Vec<u64>,
     /// How long calls to a peer take.
     pub(crate) delays: BTreeMap<u64, Duration>,
+    /// How much longer writes to a peer take.
+    pub(crate) write_delays: BTreeMap<u64, Duration>,
     pub(crate) hooks: Vec<Arc<dyn Hook>>,
     pub(crate) settings: NodeSettings,
 }
@@ -69,6 +71,7 @@ impl Fixture {
             peers: peers.into_iter().map(|id| member(id, Phase::Whole)).collect(),
             down: Vec::new(),
             delays: BTreeMap::new(),
+            write_delays: BTreeMap::new(),
             hooks: Vec::new(),
             settings,
         }
@@ -91,7 +94,11 @@ impl Fixture {
         let parts = NodeParts {
             store: Arc::new(mock_store(&map)),
             log: Arc::new(DelayedLog { inner: self.log, delays: self.log_delays }),
-            transport: Arc::new(Delayed { inner: self.transport, delays: self.delays }),
+            transport: Arc::new(Delayed {
+                inner: self.transport,
+                delays: self.delays,
+                write_delays: self.write_delays,
+            }),
             detector: Arc::new(MockFailureDetector::new()),
             book: Arc::new(MockMemberBook::new()),
             quarantine: Arc::new(MockQuarantine::new()),
@@ -205,12 +212,17 @@ fn mock_store(map: &Map) -> MockStore {
 struct Delayed {
     inner: MockPeerTransport,
     delays: BTreeMap<u64, Duration>,
+    write_delays: BTreeMap<u64, Duration>,
 }
 
 impl Delayed {
     /// Waits; whether the call is still within its timeout.
     async fn delay(&self, peer: &Peer, timeout: Duration) -> Result<(), PeerError> {
         let delay = self.delays.get(&peer.id.as_u64()).copied().unwrap_or_default();
+        Self::wait(delay, timeout).await
+    }
+
+    async fn wait(delay: Duration, timeout: Duration) -> Result<(), PeerError> {
         tokio::time::sleep(delay.min(timeout)).await;
         if delay > timeout { Err(PeerError::TimedOut) } else { Ok(()) }
     }
@@ -225,6 +237,8 @@ impl PeerTransport for Delayed {
         timeout: Duration,
     ) -> Result<WriteReply, PeerError> {
         self.delay(peer, timeout).await?;
+        let longer = self.write_delays.get(&peer.id.as_u64()).copied().unwrap_or_default();
+        Self::wait(longer, timeout).await?;
         self.inner.write(peer, write, timeout).await
     }
 

@@ -13,6 +13,7 @@ pub mod compose;
 mod announcer;
 mod apply;
 mod collector;
+mod confirming;
 mod coordinator;
 mod exchange;
 mod fence;

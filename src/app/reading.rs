@@ -1,7 +1,8 @@
 //! The read path: this node's copy, and as many peers' as the quorum needs.
 //!
 //! The decisions (whom to ask, what wins, whom to repair) are [`ReadQuorum`]'s. A peer that is slow
-//! is hedged by the next one; what arrives after the answer still serves read repair.
+//! is hedged by the next one; what arrives after the answer still serves read repair. What a
+//! confirmed read does before it answers is in `confirming`.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,12 +13,13 @@ use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
 
 use crate::domain::{
-    Entry, Key, KeyedEntry, Liveness, MemberView, NodeId, Progress, QuorumSpec, ReadQuorum,
-    Required,
+    Confirmation, Entry, Key, KeyedEntry, Liveness, MemberView, NodeId, Progress, QuorumSpec,
+    ReadQuorum, Required,
 };
 use crate::ports::{Answer, Peer, PeerError, PeerTransport, Verdict};
 
 use super::apply::Replica;
+use super::confirming::WriteBack;
 use super::members::Members;
 use super::repair::ReadRepair;
 use super::settings::UNREACHABLE_GRACE;
@@ -57,6 +59,38 @@ impl Reader {
         Box::pin(self.read_from_peers(key, own_copy, quorum, deadline)).await
     }
 
+    /// Reads `key` and makes sure, before it answers, that as many replicas hold what it answers as
+    /// had to answer: see [`Required::to_confirm`] for how many that are.
+    pub(crate) async fn read_confirmed(
+        self: &Arc<Self>,
+        key: Key,
+        quorums: ConfirmedQuorums,
+        deadline: Instant,
+    ) -> Answer {
+        let own_copy = self.replica.get(&key);
+        let among = |replicas| Required::to_confirm(quorums.read, quorums.write, replicas);
+        Box::pin(async move {
+            let mut reading = self.begin(key, own_copy, among);
+            reading.decide(deadline).await;
+            // What the replicas hold counts here, not that they answered.
+            let mut achieved = reading.quorum.holders().len();
+            if let (Progress::Met, Some(newest)) =
+                (reading.quorum.progress(), reading.quorum.newest().cloned())
+            {
+                let entry = KeyedEntry::new(reading.key.clone(), newest);
+                let confirmation = Confirmation::of(&reading.quorum);
+                let mut write_back = WriteBack::new(Arc::clone(self), entry, confirmation);
+                achieved = write_back.decide(deadline).await;
+                // If one of them does not take it, it becomes a hint.
+                for node in write_back.sent_to() {
+                    reading.quorum.record_repaired(*node);
+                }
+            }
+            reading.answer_with(achieved)
+        })
+        .await
+    }
+
     async fn read_from_peers(
         self: &Arc<Self>,
         key: Key,
@@ -64,24 +98,23 @@ impl Reader {
         quorum: QuorumSpec,
         deadline: Instant,
     ) -> Answer {
+        let mut reading = self.begin(key, own_copy, |replicas| quorum.among(replicas));
+        reading.decide(deadline).await;
+        let achieved = reading.quorum.achieved();
+        reading.answer_with(achieved)
+    }
+
+    fn begin(
+        self: &Arc<Self>,
+        key: Key,
+        own_copy: Option<Entry>,
+        required: impl FnOnce(usize) -> Required,
+    ) -> Reading {
         let view = self.members.view();
-        let required = quorum.among(view.replicas().count());
+        let required = required(view.replicas().count());
         let peers = self.nearest_first(&view);
         let quorum = ReadQuorum::new(required, view.me().id, own_copy, peers);
-        let replies = FuturesUnordered::new();
-        let mut reading = Reading { reader: Arc::clone(self), view, key, quorum, replies };
-        reading.decide(deadline).await;
-        let answer = answer(reading.quorum.newest(), required, reading.quorum.achieved());
-        if let Some(newest) = reading.quorum.newest() {
-            // A later write of this client through this node must win over what it has read. (A
-            // version too far ahead to follow is refused; the next write then meets it as one that
-            // supersedes it.)
-            self.stamps.observe(newest.version.timestamp).ok();
-        }
-        if reading.quorum.outstanding() > 0 || !reading.quorum.behind().is_empty() {
-            self.tasks.spawn(reading.finish());
-        }
-        answer
+        Reading { reader: Arc::clone(self), view, key, quorum, replies: FuturesUnordered::new() }
     }
 
     /// The replicas worth asking: those not known to be down, by their usual round trip.
@@ -95,6 +128,21 @@ impl Reader {
     fn round_trip(&self, peer: NodeId) -> Duration {
         self.transport.round_trip(peer).unwrap_or(HEDGE_AFTER_MAX)
     }
+
+    /// When a peer that is asked now is slow.
+    pub(super) fn hedge_at(&self, peer: NodeId) -> Instant {
+        let usual = self.round_trip(peer) * HEDGE_ROUND_TRIPS;
+        Instant::now() + usual.clamp(HEDGE_AFTER_MIN, HEDGE_AFTER_MAX)
+    }
+}
+
+/// The quorums that a confirmed read has to satisfy.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct ConfirmedQuorums {
+    /// Of the request, or else the configured one.
+    pub(crate) read: QuorumSpec,
+    /// The configured one.
+    pub(crate) write: QuorumSpec,
 }
 
 type CopyReply = (NodeId, Result<Option<Entry>, PeerError>);
@@ -143,6 +191,22 @@ impl Reading {
         }
     }
 
+    /// The answer, with what is still to be done going on in a task.
+    fn answer_with(self, achieved: usize) -> Answer {
+        let answer = answer(self.quorum.newest(), self.quorum.required(), achieved);
+        if let Some(newest) = self.quorum.newest() {
+            // A later write of this client through this node must win over what it has read. (A
+            // version too far ahead to follow is refused; the next write then meets it as one that
+            // supersedes it.)
+            self.reader.stamps.observe(newest.version.timestamp).ok();
+        }
+        if self.quorum.outstanding() > 0 || !self.quorum.behind().is_empty() {
+            let tasks = self.reader.tasks.clone();
+            tasks.spawn(self.finish());
+        }
+        answer
+    }
+
     /// After the answer: waits for whoever was asked, then repairs whoever is behind.
     async fn finish(mut self) {
         while let Some(reply) = self.replies.next().await {
@@ -174,12 +238,11 @@ impl Reading {
             self.quorum.record_failure(id);
             return None;
         };
-        let usual = self.reader.round_trip(id) * HEDGE_ROUND_TRIPS;
         let (transport, key) = (Arc::clone(&self.reader.transport), self.key.clone());
         let timeout = self.reader.peer_timeout;
         self.replies
             .push(Box::pin(async move { (peer.id, transport.read(&peer, key, timeout).await) }));
-        Some(Instant::now() + usual.clamp(HEDGE_AFTER_MIN, HEDGE_AFTER_MAX))
+        Some(self.reader.hedge_at(id))
     }
 
     fn record(&mut self, (node, result): CopyReply) {
@@ -215,7 +278,10 @@ mod tests {
 
     async fn get(node: &TestNode, quorum: &str) -> Answer {
         let quorum = Some(quorum.parse().unwrap());
-        node.client().get(key("k"), RequestOptions { quorum, timeout: None }).await.unwrap()
+        node.client()
+            .get(key("k"), RequestOptions { quorum, ..RequestOptions::default() })
+            .await
+            .unwrap()
     }
 
     fn copies(fixture: &mut Fixture, copies: &[(u64, Option<Entry>)]) {

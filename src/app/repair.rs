@@ -1,7 +1,8 @@
 //! `ReadRepair`: sends the newest entry to replicas that a read found behind.
 //!
 //! Bounded, and one at a time per key: a hot key that is behind is repaired once, not once per
-//! read.
+//! read. A read that must know that a replica has it does not wait for its turn: it calls
+//! [`ReadRepair::repair_one`].
 
 use std::collections::HashSet;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -56,19 +57,26 @@ impl ReadRepair {
     /// Sends `newest` to these replicas. Not cancel safe: it may apply an entry to this node.
     pub(crate) async fn repair(&self, newest: KeyedEntry, behind: Vec<NodeId>) {
         let Some(_turn) = self.begin(&newest.key) else { return };
-        let view = self.members.view();
         for node in behind {
-            let sent = if node == view.me().id {
-                self.replica.apply_one(newest.clone(), Origin::Repair).await.is_ok()
-            } else if let Some(member) = view.get(node) {
-                self.send(&Peer::from(member), newest.clone()).await
-            } else {
-                false
-            };
-            if sent {
-                self.repaired.fetch_add(1, Ordering::Relaxed);
-            }
+            self.repair_one(newest.clone(), node).await;
         }
+    }
+
+    /// Sends `newest` to one replica. Says whether that holds it now, or something newer. Not cancel
+    /// safe, as [`repair`](Self::repair).
+    pub(crate) async fn repair_one(&self, newest: KeyedEntry, node: NodeId) -> bool {
+        let view = self.members.view();
+        let sent = if node == view.me().id {
+            self.replica.apply_one(newest, Origin::Repair).await.is_ok()
+        } else if let Some(member) = view.get(node) {
+            self.send(&Peer::from(member), newest).await
+        } else {
+            false
+        };
+        if sent {
+            self.repaired.fetch_add(1, Ordering::Relaxed);
+        }
+        sent
     }
 
     async fn send(&self, peer: &Peer, newest: KeyedEntry) -> bool {

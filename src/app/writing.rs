@@ -410,7 +410,7 @@ mod tests {
     const SECOND: Duration = Duration::from_secs(1);
 
     fn options(quorum: &str) -> RequestOptions {
-        RequestOptions { quorum: Some(quorum.parse().unwrap()), timeout: None }
+        RequestOptions { quorum: Some(quorum.parse().unwrap()), ..RequestOptions::default() }
     }
 
     async fn add(node: &crate::app::fixture::TestNode, quorum: &str) -> Outcome {

@@ -6,6 +6,7 @@
 //! `thiserror` and a stable hash.
 
 mod clock;
+mod confirmation;
 mod digest;
 mod entry;
 mod hints;
@@ -21,6 +22,7 @@ mod version;
 mod write_quorum;
 
 pub use clock::{ClockDrift, HybridClock, RESERVATION_NS, ReservationNeeded};
+pub use confirmation::Confirmation;
 pub use digest::{
     BUCKETS, Bucket, BucketSet, Digest, DigestLevel, Fingerprint, GROUP_BUCKETS, GROUPS, Group,
 };

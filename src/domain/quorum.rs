@@ -75,6 +75,18 @@ impl Required {
     }
 }
 
+impl Required {
+    /// The number of nodes that both halves of a confirmed read need among `replicas` replicas: at
+    /// least a majority, since two of them always have a node in common; no fewer than was asked
+    /// for; and no fewer than a write needs, so that what was confirmed is also seen by reads that
+    /// rely on the configured quorums.
+    pub fn to_confirm(read: QuorumSpec, write: QuorumSpec, replicas: usize) -> Self {
+        let specs = [QuorumSpec::Majority, read, write];
+        let [majority, read, write] = specs.map(|spec| spec.among(replicas));
+        majority.max(read).max(write)
+    }
+}
+
 /// Where an operation stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Progress {
@@ -113,6 +125,21 @@ mod tests {
             let majority = QuorumSpec::Majority.among(n).get() as usize;
             assert!(2 * majority > n && majority <= n, "{n}");
             assert_eq!(QuorumSpec::All.among(n).get() as usize, n);
+        }
+    }
+
+    #[test]
+    fn a_confirmed_read_needs_a_majority_and_no_fewer_than_reads_and_writes_do() {
+        for n in 1..=9usize {
+            for read in 1..=4u32 {
+                for write in 1..=4u32 {
+                    let spec = |count: u32| count.to_string().parse().unwrap();
+                    let needed = Required::to_confirm(spec(read), spec(write), n).get();
+                    assert_eq!(needed, read.max(write).max(n as u32 / 2 + 1));
+                }
+            }
+            let all = Required::to_confirm(QuorumSpec::ONE, QuorumSpec::All, n);
+            assert_eq!(all.get() as usize, n);
         }
     }
 

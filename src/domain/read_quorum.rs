@@ -102,6 +102,30 @@ impl ReadQuorum {
         self.newest.as_ref()
     }
 
+    /// The number needed.
+    pub const fn required(&self) -> Required {
+        self.required
+    }
+
+    /// The replicas that answered with exactly the newest entry, or with nothing if there is none.
+    pub fn holders(&self) -> Vec<NodeId> {
+        let holds = |held: &Option<Entry>| *held == self.newest;
+        self.answered.iter().filter(|(_, held)| holds(held)).map(|(node, _)| *node).collect()
+    }
+
+    /// The replicas that have not answered: those not asked, then those asked, then those that
+    /// failed.
+    pub fn unanswered(&self) -> impl Iterator<Item = NodeId> {
+        self.candidates.iter().chain(&self.asked).chain(&self.failed).copied()
+    }
+
+    /// `node` holds the newest entry by now, or is seen to by somebody else.
+    pub fn record_repaired(&mut self, node: NodeId) {
+        if let Some((_, held)) = self.answered.iter_mut().find(|(known, _)| *known == node) {
+            held.clone_from(&self.newest);
+        }
+    }
+
     /// The replicas that answered with something older than the newest entry, or lack the key:
     /// those to send it to (read repair).
     pub fn behind(&self) -> Vec<NodeId> {
@@ -241,6 +265,21 @@ mod tests {
         two.record_reply(node(1), copy(2));
         assert!(two.newest().is_some_and(Entry::is_tombstone));
         assert_eq!(two.behind(), vec![ME]);
+    }
+
+    #[test]
+    fn holders_are_those_with_the_newest_and_a_repaired_one_is_one_of_them() {
+        let mut three = read(3, 4, 1);
+        while three.next_to_ask().is_some() {}
+        three.record_reply(node(1), copy(3));
+        three.record_reply(node(2), None);
+        assert_eq!(three.holders(), vec![node(1)]);
+        assert_eq!(three.unanswered().collect::<Vec<_>>(), vec![node(3)]);
+        three.record_repaired(ME);
+        three.record_repaired(node(3));
+        assert_eq!((three.holders(), three.behind()), (vec![ME, node(1)], vec![node(2)]));
+        let nothing = read(1, 2, 0);
+        assert_eq!(nothing.holders(), vec![ME]);
     }
 
     #[test]

@@ -54,6 +54,19 @@ pub struct RequestOptions {
     pub quorum: Option<QuorumSpec>,
     /// Instead of the configured timeout.
     pub timeout: Option<Duration>,
+    /// Of a read.
+    pub consistency: Consistency,
+}
+
+/// What a read has made sure of before it answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Consistency {
+    /// As many replicas as the quorum says have answered.
+    #[default]
+    Default,
+    /// And as many hold what is answered, at least a majority: no later confirmed read answers with
+    /// anything older (see [`Confirmation`](crate::domain::Confirmation)).
+    Confirmed,
 }
 
 /// Whether the quorum was met.

@@ -18,7 +18,7 @@ use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::domain::{Key, QuorumSpec, Value};
-use crate::ports::RequestOptions;
+use crate::ports::{Consistency, RequestOptions};
 
 use super::HttpOptions;
 use super::admission::Places;
@@ -36,6 +36,8 @@ const MAX_QUOTED_BYTES: usize = 200;
 const KEY_FORM: &str = r#"{"key": string}"#;
 const KEY_VALUE_FORM: &str = r#"{"key": string, "value": string}"#;
 const OPTIONAL_FIELDS: &str = r#"optionally "quorum": a whole number >= 1, "majority" or "all", and "timeout_ms": a whole number from 1 to 10000"#;
+
+const OPTIONAL_GET_FIELDS: &str = r#"optionally "quorum": a whole number >= 1, "majority" or "all", "timeout_ms": a whole number from 1 to 10000, and "consistency": "default" or "confirmed""#;
 
 /// Reads the body of a request whose media type and size are as they should be. A body that is not
 /// there with its head takes one of the places of those that are waited for.
@@ -67,17 +69,37 @@ pub(super) async fn read(
     })
 }
 
+/// `{"key"}` and the optional fields, those of a read among them.
+pub(super) fn parse_get(body: &[u8]) -> Result<(Key, RequestOptions), Refusal> {
+    let fields: GetFields<'_> = parse(body, KEY_FORM, OPTIONAL_GET_FIELDS)?;
+    let options = options(fields.quorum, fields.timeout_ms);
+    Ok((key(&fields.key)?, RequestOptions { consistency: fields.consistency, ..options }))
+}
+
 /// `{"key"}` and the optional fields.
 pub(super) fn parse_key(body: &[u8]) -> Result<(Key, RequestOptions), Refusal> {
-    let fields: KeyFields<'_> = parse(body, KEY_FORM)?;
+    let fields: KeyFields<'_> = parse(body, KEY_FORM, OPTIONAL_FIELDS)?;
     Ok((key(&fields.key)?, options(fields.quorum, fields.timeout_ms)))
 }
 
 /// `{"key","value"}` and the optional fields.
 pub(super) fn parse_key_value(body: &[u8]) -> Result<(Key, Value, RequestOptions), Refusal> {
-    let fields: KeyValueFields<'_> = parse(body, KEY_VALUE_FORM)?;
+    let fields: KeyValueFields<'_> = parse(body, KEY_VALUE_FORM, OPTIONAL_FIELDS)?;
     let options = options(fields.quorum, fields.timeout_ms);
     Ok((key(&fields.key)?, Value::new(&fields.value), options))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct GetFields<'a> {
+    #[serde(borrow)]
+    key: Cow<'a, str>,
+    #[serde(default, deserialize_with = "quorum")]
+    quorum: Option<QuorumSpec>,
+    #[serde(default, deserialize_with = "timeout_ms")]
+    timeout_ms: Option<Duration>,
+    #[serde(default, deserialize_with = "consistency")]
+    consistency: Consistency,
 }
 
 #[derive(Deserialize)]
@@ -146,7 +168,25 @@ impl Visitor<'_> for TimeoutVisitor {
     }
 }
 
-// Both are called only if the field is there, so a null is refused like any other wrong type.
+struct ConsistencyVisitor;
+
+impl Visitor<'_> for ConsistencyVisitor {
+    type Value = Consistency;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(r#""consistency" to be "default" or "confirmed""#)
+    }
+
+    fn visit_str<E: Error>(self, text: &str) -> Result<Consistency, E> {
+        match text {
+            "default" => Ok(Consistency::Default),
+            "confirmed" => Ok(Consistency::Confirmed),
+            _ => Err(E::invalid_value(Unexpected::Str(text), &self)),
+        }
+    }
+}
+
+// All are called only if the field is there, so a null is refused like any other wrong type.
 fn quorum<'de, D: Deserializer<'de>>(field: D) -> Result<Option<QuorumSpec>, D::Error> {
     field.deserialize_any(QuorumVisitor).map(Some)
 }
@@ -155,9 +195,13 @@ fn timeout_ms<'de, D: Deserializer<'de>>(field: D) -> Result<Option<Duration>, D
     field.deserialize_any(TimeoutVisitor).map(Some)
 }
 
-fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], form: &str) -> Result<T, Refusal> {
+fn consistency<'de, D: Deserializer<'de>>(field: D) -> Result<Consistency, D::Error> {
+    field.deserialize_any(ConsistencyVisitor)
+}
+
+fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], form: &str, optional: &str) -> Result<T, Refusal> {
     let refuse =
-        |wrong: &str| Refusal::bad_request(format!("{wrong}; expected {form}, {OPTIONAL_FIELDS}"));
+        |wrong: &str| Refusal::bad_request(format!("{wrong}; expected {form}, {optional}"));
     match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
         None => return Err(refuse("the body is empty")),
         // A derived struct would take an array of its fields in their order as well.
@@ -180,7 +224,7 @@ fn key(text: &str) -> Result<Key, Refusal> {
 }
 
 const fn options(quorum: Option<QuorumSpec>, timeout: Option<Duration>) -> RequestOptions {
-    RequestOptions { quorum, timeout }
+    RequestOptions { quorum, timeout, consistency: Consistency::Default }
 }
 
 fn quotable(text: &str) -> Cow<'_, str> {
@@ -304,6 +348,26 @@ mod tests {
             let body = format!(r#"{{"key":"k","timeout_ms":{ms}}}"#);
             let timeout = parse_key(body.as_bytes()).unwrap().1.timeout;
             assert_eq!(timeout, Some(Duration::from_millis(ms)));
+        }
+    }
+
+    #[test]
+    fn a_read_may_be_confirmed_and_nothing_else_may() {
+        let consistency = |body: &str| parse_get(body.as_bytes()).unwrap().1.consistency;
+        assert_eq!(consistency(r#"{"key":"k"}"#), Consistency::Default);
+        assert_eq!(consistency(r#"{"key":"k","consistency":"default"}"#), Consistency::Default);
+        let confirmed = r#"{"key":"k","consistency":"confirmed"}"#;
+        assert_eq!(consistency(confirmed), Consistency::Confirmed);
+        let removal = parse_key(confirmed.as_bytes()).unwrap_err();
+        assert!(removal.message.contains("unknown field `consistency`"), "{}", removal.message);
+        let addition = r#"{"key":"k","value":"v","consistency":"confirmed"}"#;
+        assert!(wrong(addition).contains("unknown field `consistency`"));
+        for consistency in [r#""linearizable""#, r#""Confirmed""#, r#""""#, "null", "true", "2"] {
+            let body = format!(r#"{{"key":"k","consistency":{consistency}}}"#);
+            let refusal = parse_get(body.as_bytes()).unwrap_err();
+            assert_eq!(refusal.code, Code::BadRequest);
+            let forms = r#""consistency": "default" or "confirmed""#;
+            assert!(refusal.message.contains(forms), "{body}: {}", refusal.message);
         }
     }
 

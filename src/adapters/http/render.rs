@@ -25,6 +25,18 @@ const ENVELOPE_BYTES: usize = 256;
 
 /// The answer to `/get`, `/add` or `/remove`.
 pub(super) fn answer(call: Call, key: &str, answer: &Answer) -> Response<Body> {
+    envelope(key, answer, |out| push_message(out, call, answer))
+}
+
+/// The answer to a confirmed read.
+pub(super) fn confirmed(key: &str, answer: &Answer) -> Response<Body> {
+    envelope(key, answer, |out| match answer.verdict {
+        Verdict::Success => push_message(out, Call::Get, answer),
+        Verdict::Partial => push_unconfirmed(out, answer),
+    })
+}
+
+fn envelope(key: &str, answer: &Answer, push_message: impl FnOnce(&mut Vec<u8>)) -> Response<Body> {
     let value = answer.value.as_ref().map(Value::as_str);
     let mut out = Vec::with_capacity(ENVELOPE_BYTES + key.len() + value.map_or(0, str::len));
     out.extend_from_slice(match answer.verdict {
@@ -47,7 +59,7 @@ pub(super) fn answer(call: Call, key: &str, answer: &Answer) -> Response<Body> {
     out.extend_from_slice(br#","achieved":"#);
     push_number(&mut out, answer.achieved.into());
     out.extend_from_slice(br#"},"message":"#);
-    push_message(&mut out, call, answer);
+    push_message(&mut out);
     out.push(b'}');
     json(StatusCode::OK, out)
 }
@@ -165,6 +177,19 @@ fn push_message(out: &mut Vec<u8>, call: Call, answer: &Answer) {
     .unwrap_or_default();
 }
 
+fn push_unconfirmed(out: &mut Vec<u8>, answer: &Answer) {
+    let Answer { achieved, required, .. } = *answer;
+    let finding = match answer.timestamp {
+        Some(_) => "hold this version",
+        None => "say that the key does not exist",
+    };
+    write!(
+        out,
+        r#""Only {achieved} of the {required} nodes required by the quorum {finding}, as far as could be confirmed in time; a later read may find an older one.""#
+    )
+    .unwrap_or_default();
+}
+
 fn push_member(out: &mut Vec<u8>, member: &Member, state: MemberState) {
     out.extend_from_slice(br#""id":"#);
     push_text(out, &member.id.to_string());
@@ -251,6 +276,27 @@ mod tests {
             ),
         ] {
             assert_eq!(partial(call, timestamp), format!("{answered}{consequence}"));
+        }
+    }
+
+    #[test]
+    fn a_read_that_could_not_be_confirmed_says_what_may_follow() {
+        let mut answer = Answer {
+            verdict: Verdict::Partial,
+            value: None,
+            timestamp: Some(Timestamp::ZERO),
+            required: 2,
+            achieved: 1,
+        };
+        for (timestamp, finding) in
+            [(Some(Timestamp::ZERO), "hold this version"), (None, "the key does not exist")]
+        {
+            answer.timestamp = timestamp;
+            let mut out = Vec::new();
+            push_unconfirmed(&mut out, &answer);
+            let said: String = serde_json::from_slice(&out).unwrap();
+            assert!(said.starts_with("Only 1 of the 2 nodes") && said.contains(finding), "{said}");
+            assert!(said.ends_with("a later read may find an older one."), "{said}");
         }
     }
 

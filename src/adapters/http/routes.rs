@@ -10,7 +10,7 @@ use axum::routing;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::ports::{ClientApi, Verdict};
+use crate::ports::{ClientApi, Consistency, Verdict};
 
 use super::admission::Places;
 use super::errors::{Code, Refusal};
@@ -105,9 +105,13 @@ impl Front {
 
 async fn get(State(front): State<Arc<Front>>, request: Request) -> Response<Body> {
     let work = async |bytes: Bytes| {
-        let (key, options) = body::parse_key(&bytes)?;
+        let (key, options) = body::parse_get(&bytes)?;
         let answer = front.api.get(key.clone(), options).await?;
-        Ok((outcome(answer.verdict), render::answer(Call::Get, key.as_str(), &answer)))
+        let response = match options.consistency {
+            Consistency::Default => render::answer(Call::Get, key.as_str(), &answer),
+            Consistency::Confirmed => render::confirmed(key.as_str(), &answer),
+        };
+        Ok((outcome(answer.verdict), response))
     };
     front.answer_body(Call::Get, request, work).await
 }
@@ -316,11 +320,12 @@ mod tests {
         let expected = RequestOptions {
             quorum: Some(QuorumSpec::Majority),
             timeout: Some(Duration::from_millis(150)),
+            consistency: Consistency::Confirmed,
         };
         api.expect_get()
             .withf(move |_, options| *options == expected)
             .return_once(|_, _| Ok(found(None)));
-        let body = r#"{"key":"k","quorum":"majority","timeout_ms":150}"#;
+        let body = r#"{"key":"k","quorum":"majority","timeout_ms":150,"consistency":"confirmed"}"#;
         assert_eq!(post(&app(api), "/get", body).await.0, 200);
     }
 

@@ -243,5 +243,8 @@ pub fn named(key: &str) -> Key {
 }
 
 fn with_quorum(quorum: &str) -> RequestOptions {
-    RequestOptions { quorum: Some(quorum.parse::<QuorumSpec>().unwrap()), timeout: None }
+    RequestOptions {
+        quorum: Some(quorum.parse::<QuorumSpec>().unwrap()),
+        ..RequestOptions::default()
+    }
 }

@@ -6,6 +6,7 @@
 //! What is watched, by module: [`config`] (every setting in every layer, every refusal),
 //! [`lifecycle`] (start, stop, signals, exit codes, the log file), [`http`] (shapes, codes,
 //! limits), [`abuse`] (what no client should send), [`cluster`] (quorums, joining, leaving),
+//! [`consistency`] (what reads may see),
 //! [`faults`] (members that die, hang, or lose their disk), [`full_disk`], [`full_memory`],
 //! [`overload`], [`content`] (bytes come
 //! back as they were), [`durable_names`] (what a power cut must not take), [`kill_loop`], [`dataset`], and [`readme`] (what it tells people to type).
@@ -18,6 +19,7 @@ mod abuse;
 pub(super) mod client;
 mod cluster;
 mod config;
+mod consistency;
 mod content;
 mod dataset;
 mod durable_names;
