@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use crate::domain::{Liveness, Meeting, Member, Phase};
+use crate::domain::{CannotForget, Forgotten, Liveness, Meeting, Member, NodeId, Phase};
 use crate::ports::{
-    Announcement, FailureDetector, LivenessChange, MemberBook, PeerError, PeerTransport, Refusal,
+    Announcement, FailureDetector, LivenessChange, MemberBook, Peer, PeerError, PeerTransport,
+    Refusal,
 };
 
 use super::handoff::Handoff;
@@ -140,9 +141,31 @@ impl Announcer {
         }
     }
 
+    /// Removes a member that is down and will not come back, and writes that down. It spreads like
+    /// any other record.
+    pub(crate) async fn forget(&self, id: NodeId) -> Result<Forgotten, CannotForget> {
+        let forgotten = self.members.forget(id)?;
+        if let Forgotten::Now(member) = &forgotten {
+            tracing::warn!(peer = %id, addr = %member.grpc_addr, "member forgotten");
+            self.let_go(member);
+        }
+        // Also of one that was forgotten before: that save may have failed.
+        self.save().await;
+        Ok(forgotten)
+    }
+
+    /// Nobody calls a member that left, or keeps anything for it: it compares its data when it is
+    /// back.
+    fn let_go(&self, member: &Member) {
+        self.handoff.drop_hints(member.id);
+        self.detector.unwatch(member);
+        self.transport.release(&Peer::from(member));
+    }
+
     async fn detected(&self, change: LivenessChange) {
         let news = self.members.set_liveness(change.id, change.generation, change.liveness);
-        let known = self.members.view().get(change.id).map(|member| member.generation);
+        let view = self.members.view();
+        let known = view.get(change.id).map(|member| member.generation);
         if news {
             tracing::info!(peer = %change.id, addr = %change.grpc_addr, liveness = ?change.liveness,
                 "member changed");
@@ -150,9 +173,11 @@ impl Announcer {
         if change.liveness != Liveness::Alive {
             return;
         }
+        // One that was forgotten, and is up nevertheless, has to hear of it.
+        let left = view.get(change.id).is_some_and(|member| member.phase == Phase::Left);
         // Alive, and unknown here in this generation, or back after it was thought down: either
         // side may have missed something the other stated.
-        if news || known.is_none_or(|generation| generation < change.generation) {
+        if news || left || known.is_none_or(|generation| generation < change.generation) {
             if let Err(error) = self.announce_to(&change.grpc_addr).await {
                 tracing::debug!(peer = %change.id, %error, "announcement not taken");
             }
@@ -175,14 +200,24 @@ impl Announcer {
         for member in taken.appeared {
             tracing::info!(peer = %member.id, addr = %member.grpc_addr, phase = ?member.phase,
                 generation = member.generation, "member appeared");
-            if member.phase != Phase::Left {
+            if member.phase == Phase::Left {
+                self.let_go(&member);
+            } else {
                 self.detector.watch(&member);
             }
             self.compare_if_whole(&member);
         }
         for member in taken.advanced {
             tracing::info!(peer = %member.id, phase = ?member.phase, "member went on");
+            if member.phase == Phase::Left {
+                self.let_go(&member);
+            }
             self.compare_if_whole(&member);
+        }
+        for member in taken.replaced {
+            tracing::info!(peer = %member.id, addr = %member.grpc_addr, by = %peer,
+                "member replaced at its address");
+            self.let_go(&member);
         }
         if let Some(id) = taken.returned {
             self.reconciler.request(id);
@@ -193,7 +228,7 @@ impl Announcer {
         }
         if taken.outlived {
             tracing::warn!(
-                "others know a later start of this node: its data directory is an older copy; joining again"
+                "others know a later start of this node, or have forgotten it: its data directory is an older copy, or was away for too long; joining again"
             );
         }
         if taken.overtaken {

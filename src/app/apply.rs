@@ -355,7 +355,7 @@ mod tests {
         });
         let node = fixture.build();
         let all = "all".parse().unwrap();
-        let options = RequestOptions { quorum: Some(all), timeout: None };
+        let options = RequestOptions { quorum: Some(all), ..RequestOptions::default() };
         let answer = node.client().add(key("k"), Value::new("v"), options).await.unwrap();
         assert_eq!((answer.verdict, answer.achieved), (Verdict::Success, 2));
         assert!(answer.timestamp > Some(horizon.timestamp));

@@ -9,12 +9,16 @@ use std::time::Duration;
 use async_trait::async_trait;
 use tokio::time::Instant;
 
-use crate::domain::{Content, Key, MemberState, MemoryLimit, QuorumSpec, Timestamp, Value};
+use crate::domain::{
+    Content, Forgotten, Key, MemberState, MemberView, MemoryLimit, NodeId, QuorumSpec, StopCheck,
+    StopRisk, StopWitness, Timestamp, Value,
+};
 use crate::ports::{
-    Answer, ClientApi, ClientError, ClusterStatus, Consistency, MemberStatus, NodeStats,
-    NodeStatus, OpKind, OpLog, Operation, Origin, RequestOptions,
+    Answer, ClientApi, ClientError, ClusterStatus, Consistency, ForgetError, MemberStatus,
+    NodeStats, NodeStatus, OpKind, OpLog, Operation, Origin, RequestOptions,
 };
 
+use super::announcer::Announcer;
 use super::apply::Replica;
 use super::handoff::Handoff;
 use super::hook_chain::HookChain;
@@ -41,6 +45,7 @@ pub struct Coordinator {
     pub(crate) repair: Arc<ReadRepair>,
     pub(crate) handoff: Arc<Handoff>,
     pub(crate) reconciler: Arc<Reconciler>,
+    pub(crate) announcer: Arc<Announcer>,
 }
 
 /// What holds for a request that does not say otherwise.
@@ -107,16 +112,10 @@ impl ClientApi for Coordinator {
 
     fn cluster(&self) -> ClusterStatus {
         let view = self.members.view();
-        let members = view.others().map(|(member, state)| {
-            let hints = self.handoff.count(member.id);
-            let in_sync =
-                state == MemberState::Alive && hints == 0 && self.reconciler.is_in_sync(member.id);
-            MemberStatus { member: member.clone(), state, hints, in_sync }
-        });
         ClusterStatus {
             cluster: self.members.cluster().to_owned(),
             node: NodeStatus { member: view.me().clone(), state: view.my_state() },
-            members: members.collect(),
+            members: self.others(&view),
             store: self.replica.store().stats(),
             digest: self.replica.store().digest(),
             horizon: Some(self.replica.horizon()).filter(|at| *at > Timestamp::ZERO),
@@ -134,6 +133,7 @@ impl ClientApi for Coordinator {
             read_repairs: self.repair.repaired(),
             hints_delivered: self.handoff.delivered(),
             entries_synced,
+            comparison: self.reconciler.counts(),
             drift_refusals,
             late_arrivals,
             tombstones_dropped,
@@ -142,6 +142,23 @@ impl ClientApi for Coordinator {
             hook_drops,
             hook_panics,
         }
+    }
+
+    async fn forget(&self, member: NodeId) -> Result<Forgotten, ForgetError> {
+        self.stage.admit_operator()?;
+        Ok(self.announcer.forget(member).await?)
+    }
+
+    fn stop_risks(&self) -> Vec<StopRisk> {
+        let others = self.others(&self.members.view()).into_iter().map(|other| StopWitness {
+            id: other.member.id,
+            phase: other.member.phase,
+            state: other.state,
+            hints: other.hints,
+            in_sync: other.in_sync,
+        });
+        let Defaults { read_quorum, write_quorum, .. } = self.defaults;
+        StopCheck { others: others.collect(), read_quorum, write_quorum }.risks()
     }
 }
 
@@ -163,6 +180,17 @@ impl Coordinator {
         let (used, held) = (self.replica.store().stats().memory_bytes, self.replica.get(key));
         let admitted = limit.admit(used, key, held.as_ref(), content);
         admitted.map_err(|full| ClientError::MemoryFull { max_memory: full.limit_bytes })
+    }
+
+    /// The other members, as this node sees them.
+    fn others(&self, view: &MemberView) -> Vec<MemberStatus> {
+        let others = view.others().map(|(member, state)| {
+            let hints = self.handoff.count(member.id);
+            let in_sync =
+                state == MemberState::Alive && hints == 0 && self.reconciler.is_in_sync(member.id);
+            MemberStatus { member: member.clone(), state, hints, in_sync }
+        });
+        others.collect()
     }
 
     async fn read(&self, key: Key, options: RequestOptions, deadline: Instant) -> Answer {

@@ -5,11 +5,11 @@
 //! and not held there is a ghost, and is taken out here instead (`ghosts.rs`).
 
 use std::collections::HashSet;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::domain::{Bucket, Entry, Key, KeyedEntry, Timestamp};
-use crate::ports::{ApplyError, Origin, Peer, PeerError, PeerTransport};
+use crate::ports::{ApplyError, ComparisonStats, Origin, Peer, PeerError, PeerTransport};
 
 use super::apply::Replica;
 use super::ghosts::Ghosts;
@@ -27,6 +27,13 @@ pub(crate) struct Sides {
     pub(crate) peer_timeout: Duration,
     /// Where this node looks for its keys.
     pub(crate) walks: Walks,
+    pub(crate) counts: Mutex<ComparisonStats>,
+}
+
+impl Sides {
+    pub(crate) fn count(&self, change: impl FnOnce(&mut ComparisonStats)) {
+        change(&mut self.counts.lock().unwrap_or_else(PoisonError::into_inner));
+    }
 }
 
 /// What an exchange moved.
@@ -106,6 +113,7 @@ impl<'a> Exchange<'a> {
             match reply {
                 Ok(_) => {
                     self.moved.pulled += 1;
+                    self.from.count(|counts| counts.entries_pulled += 1);
                     self.moved.note(stamp);
                 }
                 // Logged by the replica; the rest of the data need not wait for it.
@@ -161,8 +169,12 @@ impl<'a> Exchange<'a> {
             return Ok(());
         }
         let writes = std::mem::take(&mut self.to_push);
-        self.to_push_bytes = 0;
-        self.moved.pushed += writes.len() as u64;
+        let (count, bytes) = (writes.len() as u64, std::mem::take(&mut self.to_push_bytes) as u64);
+        self.moved.pushed += count;
+        self.from.count(|counts| {
+            counts.entries_pushed += count;
+            counts.bytes_pushed += bytes;
+        });
         let (transport, timeout) = (&self.from.transport, self.from.peer_timeout);
         transport.push(self.peer, writes, timeout).await
     }

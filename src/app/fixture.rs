@@ -308,6 +308,10 @@ impl PeerTransport for Delayed {
         self.inner.round_trip(peer)
     }
 
+    fn release(&self, peer: &Peer) {
+        self.inner.release(peer);
+    }
+
     async fn close(&self) {
         self.inner.close().await;
     }

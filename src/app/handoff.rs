@@ -81,6 +81,11 @@ impl Handoff {
         self.wake.notify_one();
     }
 
+    /// `member` has left: it compares its data when it returns, and needs no hints.
+    pub(crate) fn drop_hints(&self, member: NodeId) {
+        self.queues().remove(&member);
+    }
+
     /// Somebody came back: try at once.
     pub(crate) fn wake(&self) {
         self.wake.notify_one();
@@ -180,7 +185,7 @@ impl Handoff {
         with_hints.filter(|m| view.liveness(m.id) != Liveness::Down).map(Peer::from).collect()
     }
 
-    /// A member that left compares its data when it returns; it needs no hints.
+    /// Of members that left, what was noted for them by writes that had begun before.
     fn forget_the_gone(&self) {
         let view = self.members.view();
         self.queues().retain(|id, _| view.get(*id).is_some_and(|m| m.phase != Phase::Left));

@@ -12,7 +12,8 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::domain::{
-    Liveness, Meeting, Member, MemberView, NodeId, Phase, RecordChange, Start, Timestamp,
+    CannotForget, Forgotten, Liveness, Meeting, Member, MemberView, NodeId, Phase, RecordChange,
+    Start, Timestamp,
 };
 use crate::ports::{Announcement, Book, BookError, MemberBook, ProtocolRange, Refusal};
 
@@ -49,6 +50,8 @@ pub(crate) struct TakenIn {
     pub(crate) appeared: Vec<Member>,
     /// Members that went on to another phase.
     pub(crate) advanced: Vec<Member>,
+    /// Members that lost their data directory, and so count as ones that left.
+    pub(crate) replaced: Vec<Member>,
     /// The sender, if it was thought to be down or slow, and has just proved otherwise.
     pub(crate) returned: Option<NodeId>,
     /// Somebody believed that this node has left; it has stated itself anew.
@@ -161,7 +164,8 @@ impl Members {
                 (taken.overtaken, changed) = (true, true);
             }
             if dialled == Some(announcement.sender.grpc_addr.as_str()) {
-                changed |= view.replace_at(&announcement.sender.grpc_addr, sender);
+                taken.replaced = view.replace_at(&announcement.sender.grpc_addr, sender);
+                changed |= !taken.replaced.is_empty();
             }
             for record in announcement.members.into_iter().chain([announcement.sender]) {
                 let change = if record.id == sender {
@@ -258,6 +262,16 @@ impl Members {
             done
         });
         done
+    }
+
+    /// Removes a member that is down and will not come back.
+    pub(crate) fn forget(&self, id: NodeId) -> Result<Forgotten, CannotForget> {
+        let mut outcome = Err(CannotForget::Unknown(id));
+        self.change_records(|view| {
+            outcome = view.forget(id);
+            matches!(outcome, Ok(Forgotten::Now(_)))
+        });
+        outcome
     }
 
     /// This node says good-bye. One that was not whole yet has to join when it is back, whatever it

@@ -5,7 +5,7 @@
 //! [`refuse_clients`](Node::refuse_clients), [`leave`](Node::leave), let no more peers in,
 //! [`close`](Node::close).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::domain::{MAX_VALUE_BYTES, Member, Start};
@@ -136,6 +136,7 @@ impl Node {
             ),
             peer_timeout: settings.peer_timeout,
             walks: settings.walks,
+            counts: Mutex::default(),
         };
         let reconciler =
             Arc::new(Reconciler::new(Arc::clone(&members), sides, Arc::clone(&parts.clock)));
@@ -200,6 +201,7 @@ impl Node {
             repair,
             handoff: Arc::clone(&handoff),
             reconciler: Arc::clone(&reconciler),
+            announcer: Arc::clone(&announcer),
         });
         let peer_service = Arc::new(PeerService {
             replica: Arc::clone(&replica),

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 use crate::domain::{
     Bucket, BucketSet, DigestLevel, EqualRound, Evidence, Liveness, NodeId, Phase, Timestamp,
 };
-use crate::ports::{Clock, Peer, PeerError};
+use crate::ports::{Clock, ComparisonStats, Peer, PeerError};
 
 use super::exchange::{Exchange, Moved, Sides};
 use super::members::Members;
@@ -87,6 +87,13 @@ impl Reconciler {
     /// Whether the last comparison with a member ended in equality.
     pub(crate) fn is_in_sync(&self, member: NodeId) -> bool {
         lock(&self.in_sync).get(&member).copied().unwrap_or(false)
+    }
+
+    /// What was compared and exchanged since the start.
+    pub(crate) fn counts(&self) -> ComparisonStats {
+        let mut now = ComparisonStats::default();
+        self.sides.count(|counts| now = *counts);
+        now
     }
 
     /// Compares with whoever is due, and with somebody every `interval` on average, for as long as
@@ -161,6 +168,7 @@ impl Reconciler {
     ) -> Result<Option<Timestamp>, PeerError> {
         for round in 0..MAX_ROUNDS {
             let began = self.clock.now();
+            self.sides.count(|counts| counts.rounds += 1);
             let mut differing = self.differing(peer).await?;
             if differing.is_empty() {
                 return Ok(Some(began));
@@ -211,6 +219,7 @@ impl Reconciler {
         buckets: BucketSet,
         beyond: Option<Timestamp>,
     ) -> Result<Moved, PeerError> {
+        self.sides.count(|counts| counts.differing_buckets += buckets.len() as u64);
         let store = self.sides.replica.store();
         let own_keys = self.sides.walks.keys_in(store, buckets.clone()).await;
         let mut exchange = Exchange::new(&self.sides, peer, own_keys, beyond);

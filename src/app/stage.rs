@@ -54,6 +54,15 @@ impl Stage {
         }
     }
 
+    /// Whether operators' changes are taken: while the node keeps up with its cluster.
+    pub(crate) fn admit_operator(&self) -> Result<(), ClientError> {
+        match &*self.lock() {
+            LifeStage::Stopping => Err(ClientError::ShuttingDown),
+            LifeStage::Replaying => Err(ClientError::NotReady("replaying the log".into())),
+            LifeStage::Joining(_) | LifeStage::CatchingUp | LifeStage::Serving => Ok(()),
+        }
+    }
+
     /// Whether a load balancer should send clients here.
     pub(crate) fn readiness(&self) -> Result<(), String> {
         match &*self.lock() {
@@ -78,8 +87,10 @@ mod tests {
     fn clients_are_served_while_the_node_catches_up_but_balancers_wait() {
         let stage = Stage::new();
         assert!(stage.admit_client().is_err() && stage.admit_peer().is_err());
+        assert!(stage.admit_operator().is_err());
         stage.advance(LifeStage::Joining("joining".into()));
         assert!(stage.admit_client().is_err() && stage.admit_peer().is_ok());
+        assert!(stage.admit_operator().is_ok());
         stage.advance(LifeStage::CatchingUp);
         assert!(stage.admit_client().is_ok() && stage.readiness().is_err());
         stage.advance(LifeStage::Serving);
@@ -92,6 +103,7 @@ mod tests {
         stage.advance(LifeStage::Stopping);
         stage.advance(LifeStage::Serving);
         assert_eq!(stage.admit_client(), Err(ClientError::ShuttingDown));
+        assert_eq!(stage.admit_operator(), Err(ClientError::ShuttingDown));
         assert!(stage.admit_peer().is_ok());
     }
 }

@@ -285,8 +285,7 @@ impl Running {
                 Progress::Unreachable | Progress::Pending => {}
             }
             tokio::select! {
-                // In this order: what has arrived by the deadline counts.
-                biased;
+                biased; // What has arrived by the deadline counts.
                 Some(reply) = self.next_reply() => self.record(reply),
                 () = &mut timer => return self.outcome(),
             }

@@ -14,6 +14,12 @@ use std::collections::BTreeMap;
 
 use super::NodeId;
 
+/// How far above the last generation known of it the record of a forgotten member is placed: more
+/// starts than a node makes without meeting anybody (one a second for twelve days). Whatever the
+/// member states if it does come back is below that, so it counts for nothing, and it learns from
+/// the answer that its data is not trusted any more ([`RecordChange::Outlived`]).
+pub const FORGOTTEN_AHEAD: u64 = 1 << 20;
+
 /// How far a member has come in its current generation. Later phases win.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
@@ -94,6 +100,29 @@ pub enum RecordChange {
         /// The generation to rise above.
         generation: u64,
     },
+}
+
+/// What came of forgetting a member.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Forgotten {
+    /// It counts no more. This is its record now.
+    Now(Member),
+    /// It had left, or was forgotten, before.
+    Before,
+}
+
+/// Why a member is not forgotten. Nothing was changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum CannotForget {
+    /// No member of this id is known here.
+    #[error("no member with the id {0} is known here")]
+    Unknown(NodeId),
+    /// It is the node that was asked.
+    #[error("{0} is the node that was asked; to remove it, stop it")]
+    ThisNode(NodeId),
+    /// It is not known to be down.
+    #[error("the member {0} is not down; to remove a member that is up, stop it")]
+    NotDown(NodeId),
 }
 
 /// What two members are to each other that state themselves for the first time.
@@ -212,9 +241,9 @@ impl MemberView {
     /// `found` answered at `addr`, and says that this is its address. A member known there under
     /// another id, and down, lost its data directory: it is counted as one that left. (One that is
     /// up is somewhere else, and one of the two states a wrong address; that is for people to mend.)
-    /// Says whether there was one.
-    pub fn replace_at(&mut self, addr: &str, found: NodeId) -> bool {
-        let mut replaced = false;
+    /// Returns those members, as they are now.
+    pub fn replace_at(&mut self, addr: &str, found: NodeId) -> Vec<Member> {
+        let mut replaced = Vec::new();
         for known in self.others.values_mut() {
             let lost = known.record.grpc_addr == addr
                 && known.record.id != found
@@ -222,10 +251,32 @@ impl MemberView {
                 && known.liveness == Liveness::Down;
             if lost {
                 known.record.phase = Phase::Left;
-                replaced = true;
+                replaced.push(known.record.clone());
             }
         }
         replaced
+    }
+
+    /// Removes a member that is down and will never come back: it gets nothing more and counts for
+    /// no quorum. Its record, as one that left far above its last generation, spreads and wins like
+    /// any other.
+    ///
+    /// # Errors
+    /// [`CannotForget`].
+    pub fn forget(&mut self, id: NodeId) -> Result<Forgotten, CannotForget> {
+        if id == self.me.id {
+            return Err(CannotForget::ThisNode(id));
+        }
+        let known = self.others.get_mut(&id).ok_or(CannotForget::Unknown(id))?;
+        if known.record.phase == Phase::Left {
+            return Ok(Forgotten::Before);
+        }
+        if known.liveness != Liveness::Down {
+            return Err(CannotForget::NotDown(id));
+        }
+        known.record.generation = known.record.generation.saturating_add(FORGOTTEN_AHEAD);
+        known.record.phase = Phase::Left;
+        Ok(Forgotten::Now(known.record.clone()))
     }
 
     /// Takes in what the failure detector says of a member's generation. Says whether that is news.
@@ -412,12 +463,71 @@ mod tests {
             ..member(3, 1, Phase::Joining)
         });
         // As long as it answers, somebody has just stated a wrong address.
-        assert!(!view.replace_at(&lost.grpc_addr, NodeId::new(3)));
+        assert_eq!(view.replace_at(&lost.grpc_addr, NodeId::new(3)), []);
         view.set_liveness(NodeId::new(2), 7, Liveness::Down);
-        assert!(view.replace_at(&lost.grpc_addr, NodeId::new(3)));
-        assert!(!view.replace_at(&lost.grpc_addr, NodeId::new(3)));
+        let left = Member { phase: Phase::Left, ..lost.clone() };
+        assert_eq!(view.replace_at(&lost.grpc_addr, NodeId::new(3)), [left]);
+        assert_eq!(view.replace_at(&lost.grpc_addr, NodeId::new(3)), []);
         let peers: Vec<_> = view.peers().map(|m| m.id.as_u64()).collect();
         assert_eq!(peers, vec![3]);
+    }
+
+    /// Every liveness and phase of the member, and whether it can be forgotten then.
+    #[test]
+    fn only_a_member_that_is_down_is_forgotten_and_only_once() {
+        let two = NodeId::new(2);
+        assert_eq!(view().forget(two), Err(CannotForget::Unknown(two)));
+        assert_eq!(view().forget(NodeId::new(1)), Err(CannotForget::ThisNode(NodeId::new(1))));
+        for phase in [Phase::Joining, Phase::Whole, Phase::Left] {
+            for liveness in [Liveness::Alive, Liveness::Suspect, Liveness::Down] {
+                let mut view = view();
+                view.merge(member(2, 7, phase));
+                view.set_liveness(two, 7, liveness);
+                let gone = member(2, 7 + FORGOTTEN_AHEAD, Phase::Left);
+                let expected = match (phase, liveness) {
+                    (Phase::Left, _) => Ok(Forgotten::Before),
+                    (_, Liveness::Down) => Ok(Forgotten::Now(gone)),
+                    _ => Err(CannotForget::NotDown(two)),
+                };
+                assert_eq!(view.forget(two), expected, "{phase:?} {liveness:?}");
+                if expected.is_ok() {
+                    assert_eq!((view.replicas().count(), view.peers().count()), (1, 0));
+                    assert_eq!(view.forget(two), Ok(Forgotten::Before));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_forgotten_member_that_comes_back_counts_for_nothing_and_learns_that_it_has_to_join() {
+        let mut one = view();
+        one.merge(member(2, 7, Phase::Whole));
+        one.forget(NodeId::new(2)).unwrap();
+        // It has restarted many times meanwhile, without meeting anybody.
+        let mut two = MemberView::new(member(2, 7_000, Phase::Whole));
+        assert_eq!(one.merge_announced(two.me().clone()), RecordChange::Nothing);
+        assert_eq!((one.replicas().count(), one.peers().count()), (1, 0));
+        let told = one.get(NodeId::new(2)).unwrap().clone();
+        let RecordChange::Outlived { generation } = two.merge(told) else {
+            panic!("it does not notice");
+        };
+        two.rise_above(generation);
+        two.enter(Phase::Joining);
+        assert_eq!(one.merge_announced(two.me().clone()), RecordChange::Appeared);
+        assert_eq!((one.replicas().count(), one.peers().count()), (1, 1));
+    }
+
+    #[test]
+    fn what_others_still_say_of_a_forgotten_member_does_not_bring_it_back() {
+        let (mut one, mut three) = (view(), MemberView::new(member(3, 1, Phase::Whole)));
+        for view in [&mut one, &mut three] {
+            view.merge(member(2, 7, Phase::Whole));
+        }
+        let Ok(Forgotten::Now(gone)) = one.forget(NodeId::new(2)) else { panic!("not forgotten") };
+        let heard = three.get(NodeId::new(2)).unwrap().clone();
+        assert_eq!(one.merge(heard), RecordChange::Nothing);
+        assert_eq!(three.merge(gone), RecordChange::Appeared);
+        assert_eq!(three.replicas().count(), 1);
     }
 
     #[test]

@@ -17,6 +17,7 @@ mod memory;
 mod quorum;
 mod read_quorum;
 mod start;
+mod stopping;
 mod value;
 mod version;
 mod write_quorum;
@@ -30,11 +31,15 @@ pub use entry::{Content, Entry, KeyedEntry};
 pub use hints::HintQueue;
 pub use horizon::{EqualRound, Evidence, LATE_NS, Proposal, counted, is_proposer};
 pub use key::{InvalidKey, Key, MAX_KEY_BYTES};
-pub use members::{Liveness, Meeting, Member, MemberState, MemberView, Phase, RecordChange};
+pub use members::{
+    CannotForget, FORGOTTEN_AHEAD, Forgotten, Liveness, Meeting, Member, MemberState, MemberView,
+    Phase, RecordChange,
+};
 pub use memory::{MemoryFull, MemoryLimit};
 pub use quorum::{InvalidQuorum, Progress, QuorumSpec, Required};
 pub use read_quorum::ReadQuorum;
 pub use start::{Contact, KeptData, Roundup, Start};
+pub use stopping::{QuorumKind, StopCheck, StopRisk, StopWitness};
 pub use value::{MAX_VALUE_BYTES, Value};
 pub use version::{InvalidNodeId, NodeId, Timestamp, Version};
 pub use write_quorum::WriteQuorum;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::domain::{
-    Digest, Key, Member, MemberState, MemoryLimit, NodeId, QuorumSpec, Timestamp, Value,
+    CannotForget, Digest, Forgotten, Key, Member, MemberState, MemoryLimit, NodeId, QuorumSpec,
+    StopRisk, Timestamp, Value,
 };
 
 use super::{LogStats, StoreStats};
@@ -45,6 +46,17 @@ pub trait ClientApi: Send + Sync + 'static {
 
     /// Counts for metrics.
     fn stats(&self) -> NodeStats;
+
+    /// Removes a member that is down and will never come back, here and, as it spreads, everywhere:
+    /// quorums shrink, and what was kept for it is dropped. It is in the book of this node when this
+    /// returns. Repeating it is harmless.
+    ///
+    /// # Errors
+    /// [`ForgetError`]; nothing was changed then.
+    async fn forget(&self, member: NodeId) -> Result<Forgotten, ForgetError>;
+
+    /// What speaks against stopping this node now; nothing if that is safe.
+    fn stop_risks(&self) -> Vec<StopRisk>;
 }
 
 /// What a client may set for one request.
@@ -138,6 +150,17 @@ pub enum ClientError {
     },
 }
 
+/// Why a member was not forgotten. Nothing was changed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum ForgetError {
+    /// It cannot be, as things are.
+    #[error(transparent)]
+    Refused(#[from] CannotForget),
+    /// This node is starting or stopping. A retry helps later, or at another node.
+    #[error(transparent)]
+    Unavailable(#[from] ClientError),
+}
+
 /// The cluster as one node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterStatus {
@@ -200,6 +223,8 @@ pub struct NodeStats {
     pub hints_delivered: u64,
     /// Entries taken over from other nodes by comparison.
     pub entries_synced: u64,
+    /// What the comparison of nodes has cost.
+    pub comparison: ComparisonStats,
     /// Entries refused because their version was too far in the future.
     pub drift_refusals: u64,
     /// Entries from elsewhere that were more than ten seconds old on arrival.
@@ -214,4 +239,19 @@ pub struct NodeStats {
     pub hook_drops: u64,
     /// Hook calls that panicked.
     pub hook_panics: u64,
+}
+
+/// Counts of the comparisons that this node has begun.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ComparisonStats {
+    /// Rounds, those that found nothing to exchange too.
+    pub rounds: u64,
+    /// Buckets in which entries were exchanged.
+    pub differing_buckets: u64,
+    /// Entries taken over.
+    pub entries_pulled: u64,
+    /// Entries sent.
+    pub entries_pushed: u64,
+    /// Bytes of keys and values sent.
+    pub bytes_pushed: u64,
 }

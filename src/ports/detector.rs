@@ -11,13 +11,19 @@ use crate::domain::{Liveness, Member, NodeId};
 ///   again (or with a new generation) alive.
 /// * Packets travel over [`PeerTransport::gossip`](super::PeerTransport::gossip) and come back in
 ///   through [`receive`](Self::receive); both may lose, repeat and reorder them.
-/// * `watch`, `receive` and `restate` MUST NOT block, and what `watch` and `restate` say MUST NOT be
-///   lost, however many packets come in.
+/// * A member that is not watched any more MUST NOT be sent anything, until it is watched again or
+///   heard of in a later generation.
+/// * `watch`, `unwatch`, `receive` and `restate` MUST NOT block, and what they say, `receive` aside,
+///   MUST NOT be lost, however many packets come in.
 #[cfg_attr(test, mockall::automock)]
 #[async_trait]
 pub trait FailureDetector: Send + Sync + 'static {
     /// Watches this member from now on. A second call is harmless.
     fn watch(&self, member: &Member);
+
+    /// This member has left, up to the generation of this record: nothing more is sent to it, until
+    /// it is watched again.
+    fn unwatch(&self, member: &Member);
 
     /// This node states itself anew (a higher generation).
     fn restate(&self, me: &Member);

@@ -22,8 +22,8 @@ mod transport;
 
 pub use book::{Book, BookError, MemberBook};
 pub use client::{
-    Answer, ClientApi, ClientError, ClusterStatus, Consistency, MemberStatus, NodeStats,
-    NodeStatus, RequestOptions, Verdict,
+    Answer, ClientApi, ClientError, ClusterStatus, ComparisonStats, Consistency, ForgetError,
+    MemberStatus, NodeStats, NodeStatus, RequestOptions, Verdict,
 };
 pub use clock::Clock;
 pub use detector::{FailureDetector, LivenessChange};

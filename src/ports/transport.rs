@@ -22,7 +22,8 @@ pub const PROTOCOL_VERSION: u32 = 1;
 ///   request. When it may have acted, the answer is [`PeerError::TimedOut`].
 /// * A request for a node id MUST NOT be served by a node of another id, cluster or protocol.
 /// * A peer that is known to be gone MUST fail at once, not after the timeout; the way to it MUST
-///   be tried again in the background, with backoff, so that a later call succeeds.
+///   be tried again in the background, with backoff, so that a later call succeeds; but not after
+///   [`release`](PeerTransport::release), until that later call.
 /// * Dropping the future of a call does not take back a request that is under way; one that still
 ///   waits for a connection may be left unsent.
 /// * `write` and `read` to one peer may overtake each other.
@@ -98,6 +99,10 @@ pub trait PeerTransport: Send + Sync + 'static {
 
     /// The smoothed round trip of recent calls to this peer, if there were any.
     fn round_trip(&self, peer: NodeId) -> Option<Duration>;
+
+    /// This peer has left: ends the way to it, so that nobody calls there any more. A later call
+    /// opens it again. Never waits; what is under way goes on.
+    fn release(&self, peer: &Peer);
 
     /// Closes every connection, after what is under way or its timeout.
     async fn close(&self);

@@ -304,6 +304,17 @@ impl PeerTransport for GrpcPeers {
         self.links.load().get(&peer)?.round_trip()
     }
 
+    fn release(&self, peer: &Peer) {
+        let mut places = self.places();
+        let mut links = HashMap::clone(&self.links.load());
+        // Its task ends when its last caller lets go of it.
+        links.remove(&peer.id);
+        if links.values().all(|link| link.addr != peer.addr) {
+            places.by_addr.remove(&peer.addr);
+        }
+        self.links.store(Arc::new(links));
+    }
+
     async fn close(&self) {
         self.calls.close();
         // Also when the caller waits no longer.
@@ -377,5 +388,35 @@ async fn send_gossip(
             () = feeding => {}
             _ended = client.gossip(request) => tokio::time::sleep(GOSSIP_RETRY).await,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SOON: Duration = Duration::from_secs(20);
+
+    /// A link connects again and again for as long as it is held: only a released one lets its task
+    /// end.
+    #[tokio::test]
+    async fn a_released_peer_is_called_no_more() {
+        let peers = GrpcPeers::new(GrpcOptions::new("lally", NodeId::new(1), 1));
+        // A port that is bound, and at which nobody listens.
+        let nobody = tokio::net::TcpSocket::new_v4().unwrap();
+        nobody.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let addr = nobody.local_addr().unwrap().to_string();
+        let gone = Peer { id: NodeId::new(2), addr: addr.clone() };
+        let newcomer = Peer { id: NodeId::new(3), addr };
+        for peer in [&gone, &newcomer] {
+            let outcome = peers.read(peer, Key::new("k").unwrap(), SOON).await;
+            assert!(matches!(outcome, Err(PeerError::Unreachable(_))), "{outcome:?}");
+        }
+        peers.release(&gone);
+        assert_eq!(peers.places().by_addr.len(), 1, "somebody else is at its address");
+        peers.release(&newcomer);
+        assert_eq!(peers.places().by_addr.len(), 0);
+        peers.tasks.close();
+        tokio::time::timeout(SOON, peers.tasks.wait()).await.expect("somebody still calls");
     }
 }

@@ -17,7 +17,7 @@ use futures_util::{FutureExt, StreamExt};
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
-use crate::domain::{Key, QuorumSpec, Value};
+use crate::domain::{InvalidNodeId, Key, NodeId, QuorumSpec, Value};
 use crate::ports::{Consistency, RequestOptions};
 
 use super::HttpOptions;
@@ -35,9 +35,10 @@ const MAX_QUOTED_BYTES: usize = 200;
 
 const KEY_FORM: &str = r#"{"key": string}"#;
 const KEY_VALUE_FORM: &str = r#"{"key": string, "value": string}"#;
-const OPTIONAL_FIELDS: &str = r#"optionally "quorum": a whole number >= 1, "majority" or "all", and "timeout_ms": a whole number from 1 to 10000"#;
+const ID_FORM: &str = r#"{"id": a node id of 16 hexadecimal digits}"#;
+const OPTIONAL_FIELDS: &str = r#", optionally "quorum": a whole number >= 1, "majority" or "all", and "timeout_ms": a whole number from 1 to 10000"#;
 
-const OPTIONAL_GET_FIELDS: &str = r#"optionally "quorum": a whole number >= 1, "majority" or "all", "timeout_ms": a whole number from 1 to 10000, and "consistency": "default" or "confirmed""#;
+const OPTIONAL_GET_FIELDS: &str = r#", optionally "quorum": a whole number >= 1, "majority" or "all", "timeout_ms": a whole number from 1 to 10000, and "consistency": "default" or "confirmed""#;
 
 /// Reads the body of a request whose media type and size are as they should be. A body that is not
 /// there with its head takes one of the places of those that are waited for.
@@ -87,6 +88,20 @@ pub(super) fn parse_key_value(body: &[u8]) -> Result<(Key, Value, RequestOptions
     let fields: KeyValueFields<'_> = parse(body, KEY_VALUE_FORM, OPTIONAL_FIELDS)?;
     let options = options(fields.quorum, fields.timeout_ms);
     Ok((key(&fields.key)?, Value::new(&fields.value), options))
+}
+
+/// `{"id"}`.
+pub(super) fn parse_id(body: &[u8]) -> Result<NodeId, Refusal> {
+    let fields: IdFields<'_> = parse(body, ID_FORM, "")?;
+    let refuse = |wrong| Refusal::bad_request(format!("{wrong}; expected {ID_FORM}"));
+    fields.id.parse().map_err(|wrong: InvalidNodeId| refuse(wrong))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct IdFields<'a> {
+    #[serde(borrow)]
+    id: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
@@ -200,8 +215,7 @@ fn consistency<'de, D: Deserializer<'de>>(field: D) -> Result<Consistency, D::Er
 }
 
 fn parse<'a, T: Deserialize<'a>>(body: &'a [u8], form: &str, optional: &str) -> Result<T, Refusal> {
-    let refuse =
-        |wrong: &str| Refusal::bad_request(format!("{wrong}; expected {form}, {optional}"));
+    let refuse = |wrong: &str| Refusal::bad_request(format!("{wrong}; expected {form}{optional}"));
     match body.iter().find(|byte| !byte.is_ascii_whitespace()) {
         None => return Err(refuse("the body is empty")),
         // A derived struct would take an array of its fields in their order as well.
@@ -409,6 +423,26 @@ mod tests {
             assert!(message.contains(says), "{body}: {message}");
             assert!(message.contains(r#"expected {"key": string, "value": string}"#), "{message}");
             assert!(message.contains("majority"), "{message}");
+        }
+    }
+
+    #[test]
+    fn an_id_is_16_hexadecimal_digits_and_nothing_else_is() {
+        let id = parse_id(br#"{"id":"00000000000000ff"}"#);
+        assert_eq!(id, Ok(NodeId::new(255)));
+        for body in [
+            "",
+            "{}",
+            "[]",
+            r#"{"id":255}"#,
+            r#"{"id":"ff"}"#,
+            r#"{"id":"00000000000000fg"}"#,
+            r#"{"id":"00000000000000ff","force":true}"#,
+            r#"{"id":null}"#,
+        ] {
+            let refusal = parse_id(body.as_bytes()).unwrap_err();
+            assert_eq!(refusal.code, Code::BadRequest);
+            assert!(refusal.message.ends_with(&format!("expected {ID_FORM}")), "{body}");
         }
     }
 

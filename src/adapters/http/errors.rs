@@ -4,7 +4,8 @@ use std::borrow::Cow;
 
 use axum::http::StatusCode;
 
-use crate::ports::ClientError;
+use crate::domain::CannotForget;
+use crate::ports::{ClientError, ForgetError};
 
 /// The `code` of an error body. The order is that of the counters in `metrics`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -14,6 +15,7 @@ pub(super) enum Code {
     NotFound,
     MethodNotAllowed,
     RequestTimeout,
+    Conflict,
     TooLarge,
     UnsupportedMediaType,
     NotReady,
@@ -24,12 +26,13 @@ pub(super) enum Code {
 }
 
 impl Code {
-    pub(super) const ALL: [Self; 12] = [
+    pub(super) const ALL: [Self; 13] = [
         Self::BadRequest,
         Self::Vetoed,
         Self::NotFound,
         Self::MethodNotAllowed,
         Self::RequestTimeout,
+        Self::Conflict,
         Self::TooLarge,
         Self::UnsupportedMediaType,
         Self::NotReady,
@@ -47,6 +50,7 @@ impl Code {
             Self::NotFound => "not_found",
             Self::MethodNotAllowed => "method_not_allowed",
             Self::RequestTimeout => "request_timeout",
+            Self::Conflict => "conflict",
             Self::TooLarge => "too_large",
             Self::UnsupportedMediaType => "unsupported_media_type",
             Self::NotReady => "not_ready",
@@ -65,6 +69,7 @@ impl Code {
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
+            Self::Conflict => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::NotReady | Self::Overloaded | Self::ShuttingDown => {
@@ -104,6 +109,21 @@ impl From<ClientError> for Refusal {
             ClientError::Vetoed { .. } => Code::Vetoed,
         };
         Self::new(code, error.to_string())
+    }
+}
+
+impl From<ForgetError> for Refusal {
+    fn from(error: ForgetError) -> Self {
+        match error {
+            ForgetError::Unavailable(error) => error.into(),
+            ForgetError::Refused(refused) => {
+                let code = match refused {
+                    CannotForget::Unknown(_) => Code::NotFound,
+                    CannotForget::ThisNode(_) | CannotForget::NotDown(_) => Code::Conflict,
+                };
+                Self::new(code, refused.to_string())
+            }
+        }
     }
 }
 

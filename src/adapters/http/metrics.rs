@@ -15,7 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::domain::MemberState;
-use crate::ports::{ClientApi, NodeStats};
+use crate::ports::{ClientApi, ComparisonStats, NodeStats};
 
 use super::errors::Code;
 use super::render::state_name;
@@ -244,7 +244,15 @@ impl Scrape {
         let help = "Keys kept for members that missed them";
         encoder
             .encode_descriptor("hints_pending", help, None, MetricType::Gauge)?
-            .encode_gauge(&hints)
+            .encode_gauge(&hints)?;
+        let help = "Keys kept for a member that missed them";
+        let mut family =
+            encoder.encode_descriptor("member_hints", help, None, MetricType::Gauge)?;
+        for member in members.iter().filter(|member| member.state != MemberState::Left) {
+            let id = member.id().to_string();
+            family.encode_family(&[("member", id.as_str())])?.encode_gauge(&member.hints)?;
+        }
+        Ok(())
     }
 
     fn encode_gauges(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -281,6 +289,13 @@ impl Scrape {
 
     fn encode_counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let stats = self.api.stats();
+        let ComparisonStats {
+            differing_buckets: differing,
+            entries_pulled: pulled,
+            entries_pushed: pushed,
+            bytes_pushed: bytes,
+            ..
+        } = stats.comparison;
         let refused = self.metrics.connections_refused.load(Ordering::Relaxed);
         let failures = self.metrics.accept_failures.load(Ordering::Relaxed);
         for (name, help, value) in [
@@ -289,6 +304,11 @@ impl Scrape {
             ("read_repairs", "Entries sent to replicas found behind", stats.read_repairs),
             ("hints_delivered", "Missed writes delivered later", stats.hints_delivered),
             ("entries_synced", "Entries taken over by comparison", stats.entries_synced),
+            ("comparison_rounds", "Rounds of comparison with a peer", stats.comparison.rounds),
+            ("comparison_differing_buckets", "Buckets exchanged", differing),
+            ("comparison_entries_pulled", "Entries got by comparison", pulled),
+            ("comparison_entries_pushed", "Entries sent by comparison", pushed),
+            ("comparison_bytes_pushed", "Bytes of keys and values sent by comparison", bytes),
             ("drift_refusals", "Entries refused as from the future", stats.drift_refusals),
             ("late_arrivals", "Entries that were old on arrival", stats.late_arrivals),
             ("tombstones_dropped", "Removed keys forgotten", stats.tombstones_dropped),

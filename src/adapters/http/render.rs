@@ -9,7 +9,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use jiff::fmt::temporal::DateTimePrinter;
 
-use crate::domain::{Member, MemberState, Timestamp, Value};
+use crate::domain::{Member, MemberState, StopRisk, Timestamp, Value};
 use crate::ports::{Answer, ClusterStatus, Verdict};
 
 use super::errors::{Code, Refusal};
@@ -104,6 +104,19 @@ pub(super) fn cluster(status: &ClusterStatus) -> Response<Body> {
         None => out.extend_from_slice(b"null"),
     }
     out.push(b'}');
+    json(StatusCode::OK, out)
+}
+
+/// The answer to `/cluster/safe-to-stop`.
+pub(super) fn stop_risks(risks: &[StopRisk]) -> Response<Body> {
+    let mut out = Vec::with_capacity(ENVELOPE_BYTES + 128 * risks.len());
+    out.extend_from_slice(if risks.is_empty() {
+        br#"{"status":"success","safe":true,"reasons":["#
+    } else {
+        br#"{"status":"success","safe":false,"reasons":["#
+    });
+    push_list(&mut out, risks, |out, risk| push_text(out, &risk.to_string()));
+    out.extend_from_slice(b"]}");
     json(StatusCode::OK, out)
 }
 

@@ -10,6 +10,7 @@ use axum::routing;
 use bytes::Bytes;
 use tokio::time::Instant;
 
+use crate::domain::Forgotten;
 use crate::ports::{ClientApi, Consistency, Verdict};
 
 use super::admission::Places;
@@ -34,6 +35,8 @@ pub(super) fn router(
         .route("/healthz", routing::get(health))
         .route("/readyz", routing::get(readiness))
         .route("/cluster", routing::get(cluster))
+        .route("/cluster/forget", routing::post(forget))
+        .route("/cluster/safe-to-stop", routing::get(safe_to_stop))
         .route("/metrics", routing::get(scrape))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
@@ -69,6 +72,12 @@ impl Front {
         let started = Instant::now();
         let result = self.admitted(work).await;
         self.finish(call, started, result)
+    }
+
+    async fn forget(&self, request: Request) -> std::result::Result<Forgotten, Refusal> {
+        let awaited = Places::new(&self.metrics.bodies_awaited, self.options.max_in_flight);
+        let bytes = body::read(request, &self.options, awaited).await?;
+        Ok(self.api.forget(body::parse_id(&bytes)?).await?)
     }
 
     async fn read(&self, request: Request) -> std::result::Result<Bytes, Refusal> {
@@ -158,6 +167,18 @@ async fn cluster(State(front): State<Arc<Front>>) -> Response<Body> {
     render::cluster(&front.api.cluster())
 }
 
+async fn forget(State(front): State<Arc<Front>>, request: Request) -> Response<Body> {
+    match front.forget(request).await {
+        Ok(Forgotten::Now(_)) => render::fine("The member is forgotten."),
+        Ok(Forgotten::Before) => render::fine("The member had left or was forgotten before."),
+        Err(refusal) => render::refusal(&refusal),
+    }
+}
+
+async fn safe_to_stop(State(front): State<Arc<Front>>) -> Response<Body> {
+    render::stop_risks(&front.api.stop_risks())
+}
+
 async fn scrape(State(front): State<Arc<Front>>) -> Response<Body> {
     let mut response = Response::new(Body::from(front.exporter.render()));
     let content_type = HeaderValue::from_static(CONTENT_TYPE);
@@ -189,11 +210,12 @@ const fn outcome(verdict: Verdict) -> Outcome {
 mod tests {
     use super::*;
     use crate::domain::{
-        Digest, Member, MemberState, MemoryLimit, NodeId, Phase, QuorumSpec, Timestamp, Value,
+        CannotForget, Digest, Member, MemberState, MemoryLimit, NodeId, Phase, QuorumSpec,
+        StopRisk, Timestamp, Value,
     };
     use crate::ports::{
-        Answer, ClientError, ClusterStatus, LogStats, MemberStatus, MockClientApi, NodeStats,
-        NodeStatus, RequestOptions, StoreStats,
+        Answer, ClientError, ClusterStatus, ComparisonStats, ForgetError, LogStats, MemberStatus,
+        MockClientApi, NodeStats, NodeStatus, RequestOptions, StoreStats,
     };
     use axum::http::{Method, StatusCode};
     use proptest::prelude::*;
@@ -519,6 +541,53 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn a_member_is_forgotten_or_it_is_said_why_not() {
+        let id = NodeId::new(2);
+        let cases = [
+            (Ok(Forgotten::Now(member(2))), 200, "is forgotten"),
+            (Ok(Forgotten::Before), 200, "forgotten before"),
+            (Err(CannotForget::Unknown(id).into()), 404, r#""not_found","message":"no member"#),
+            (
+                Err(CannotForget::ThisNode(id).into()),
+                409,
+                r#""conflict","message":"0000000000000002 is the"#,
+            ),
+            (
+                Err(CannotForget::NotDown(id).into()),
+                409,
+                r#""conflict","message":"the member 0000"#,
+            ),
+            (Err(ClientError::ShuttingDown.into()), 503, r#""shutting_down""#),
+        ];
+        for (outcome, status, says) in cases {
+            let mut api = MockClientApi::new();
+            let outcome: std::result::Result<_, ForgetError> = outcome;
+            api.expect_forget().withf(move |of| *of == id).return_once(|_| outcome);
+            let body = r#"{"id":"0000000000000002"}"#;
+            let (got, text) = post(&app(api), "/cluster/forget", body).await;
+            assert_eq!(got, status, "{text}");
+            assert!(text.contains(says), "{text}");
+        }
+        let (status, text) = post(&app(MockClientApi::new()), "/cluster/forget", "{}").await;
+        assert!(status == 400 && text.contains("16 hexadecimal digits"), "{text}");
+    }
+
+    #[tokio::test]
+    async fn whether_a_stop_is_safe_is_answered_with_reasons() {
+        let mut api = MockClientApi::new();
+        api.expect_stop_risks().times(1).return_once(Vec::new);
+        let safe = r#"{"status":"success","safe":true,"reasons":[]}"#;
+        assert_eq!(get_from(&app(api), "/cluster/safe-to-stop").await, (200, safe.to_owned()));
+        let mut api = MockClientApi::new();
+        api.expect_stop_risks().return_once(|| vec![StopRisk::Alone, StopRisk::LastCopy]);
+        let (status, text) = get_from(&app(api), "/cluster/safe-to-stop").await;
+        let (alone, last) = (StopRisk::Alone, StopRisk::LastCopy);
+        let unsafe_now =
+            format!(r#"{{"status":"success","safe":false,"reasons":["{alone}","{last}"]}}"#);
+        assert_eq!((status, text), (200, unsafe_now));
+    }
+
+    #[tokio::test]
     async fn metrics_show_requests_members_and_the_node() {
         let mut api = MockClientApi::new();
         api.expect_get().return_once(|_, _| Ok(found(None)));
@@ -531,6 +600,7 @@ mod tests {
             read_repairs: 5,
             quarantined: 6,
             horizon_age: Some(Duration::from_millis(86_400_900)),
+            comparison: ComparisonStats { rounds: 9, bytes_pushed: 77, ..Default::default() },
             ..NodeStats::default()
         });
         let app = app(api);
@@ -551,6 +621,9 @@ mod tests {
             "lally_hints_pending 7",
             "lally_entries_quarantined_total 6",
             "lally_horizon_age_seconds 86400",
+            r#"lally_member_hints{member="0000000000000002"} 7"#,
+            "lally_comparison_rounds_total 9",
+            "lally_comparison_bytes_pushed_total 77",
             "lally_keys 10",
             "lally_tombstones 2",
             "lally_payload_bytes 300",

@@ -224,6 +224,17 @@ mod tests {
         fn stats(&self) -> crate::ports::NodeStats {
             crate::ports::NodeStats::default()
         }
+
+        async fn forget(
+            &self,
+            _: crate::domain::NodeId,
+        ) -> Result<crate::domain::Forgotten, crate::ports::ForgetError> {
+            unreachable!("nobody asks")
+        }
+
+        fn stop_risks(&self) -> Vec<crate::domain::StopRisk> {
+            unreachable!("nobody asks")
+        }
     }
 
     fn held() -> Arc<Held> {

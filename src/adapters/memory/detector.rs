@@ -56,6 +56,8 @@ impl FailureDetector for TrustingDetector {
         self.report(member, Liveness::Alive);
     }
 
+    fn unwatch(&self, _member: &Member) {}
+
     fn restate(&self, _me: &Member) {}
 
     fn receive(&self, _packet: &[u8]) {}

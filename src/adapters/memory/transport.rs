@@ -212,6 +212,8 @@ impl PeerTransport for MemoryTransport {
         None
     }
 
+    fn release(&self, _peer: &Peer) {}
+
     async fn close(&self) {}
 }
 

@@ -9,7 +9,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::num::{NonZeroU32, NonZeroUsize};
-use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -19,7 +19,7 @@ use foca::{
 };
 use rand::SeedableRng;
 use rand::rngs::StdRng;
-use tokio::sync::{Mutex, Notify, mpsc};
+use tokio::sync::{Mutex, mpsc};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -28,6 +28,7 @@ use crate::domain::{Liveness, Member, NodeId};
 use crate::ports::{FailureDetector, LivenessChange, PeerTransport};
 
 use super::identity::{SwimIdentity, cluster_hash};
+use super::orders::{OpenOrders, Orders, Watch};
 
 /// Packets that wait for the task; more are dropped, as on a busy network.
 const PACKET_QUEUE: usize = 1_024;
@@ -80,22 +81,6 @@ pub struct Swim {
     _ends_with: tokio_util::sync::DropGuard,
 }
 
-/// What the node asks for. Asking never waits and is never in vain.
-#[derive(Default)]
-struct Orders {
-    open: StdMutex<OpenOrders>,
-    /// Wakes the task.
-    given: Notify,
-}
-
-/// What the task has not seen yet: at most one order per member.
-#[derive(Default)]
-struct OpenOrders {
-    watch: BTreeMap<NodeId, Member>,
-    restate: Option<Member>,
-    leave: bool,
-}
-
 impl Swim {
     /// Starts probing whoever it is told to watch, over this transport.
     pub fn start(options: &SwimOptions, transport: Arc<dyn PeerTransport>) -> Arc<Self> {
@@ -113,6 +98,7 @@ impl Swim {
             timer_count: 0,
             watched: BTreeMap::new(),
             suspects: Vec::new(),
+            gone: BTreeMap::new(),
             reported: BTreeMap::new(),
             reports,
             transport,
@@ -128,25 +114,14 @@ impl Swim {
     }
 }
 
-impl Orders {
-    fn give(&self, order: impl FnOnce(&mut OpenOrders)) {
-        order(&mut self.open());
-        self.given.notify_one();
-    }
-
-    fn take(&self) -> OpenOrders {
-        std::mem::take(&mut self.open())
-    }
-
-    fn open(&self) -> MutexGuard<'_, OpenOrders> {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
 #[async_trait]
 impl FailureDetector for Swim {
     fn watch(&self, member: &Member) {
-        self.orders.give(|open| drop(open.watch.insert(member.id, member.clone())));
+        self.orders.watch(member, Watch::Begin);
+    }
+
+    fn unwatch(&self, member: &Member) {
+        self.orders.watch(member, Watch::End);
     }
 
     fn restate(&self, me: &Member) {
@@ -218,6 +193,9 @@ struct Driver {
     watched: BTreeMap<NodeId, Member>,
     /// Who is suspected, and since when.
     suspects: Vec<(foca::Member<SwimIdentity>, Instant)>,
+    /// Members that have left, and up to which generation: the protocol itself remembers them for a
+    /// day and goes on calling them.
+    gone: BTreeMap<NodeId, u64>,
     /// What was last reported of whom.
     reported: BTreeMap<NodeId, (u64, Liveness)>,
     reports: mpsc::Sender<LivenessChange>,
@@ -261,9 +239,18 @@ impl Driver {
                 tracing::debug!(%error, "failure detector kept its identity");
             }
         }
-        for member in orders.watch.into_values() {
-            self.announce_to(SwimIdentity::of(&member, self.cluster));
-            self.watched.insert(member.id, member);
+        for (member, watch) in orders.watch.into_values() {
+            match watch {
+                Watch::Begin => {
+                    self.gone.remove(&member.id);
+                    self.announce_to(SwimIdentity::of(&member, self.cluster));
+                    self.watched.insert(member.id, member);
+                }
+                Watch::End => {
+                    self.watched.remove(&member.id);
+                    self.gone.insert(member.id, member.generation);
+                }
+            }
         }
     }
 
@@ -325,7 +312,10 @@ impl Driver {
     /// Carries out what the protocol asked for.
     fn act(&mut self) {
         while let Some((to, packet)) = self.effects.to_send() {
-            self.transport.gossip(&to.grpc_addr, packet.to_vec());
+            let gone = self.gone.get(&to.node());
+            if gone.is_none_or(|generation| to.generation > *generation) {
+                self.transport.gossip(&to.grpc_addr, packet.to_vec());
+            }
         }
         while let Some((after, timer)) = self.effects.to_schedule() {
             self.timer_count += 1;
@@ -390,16 +380,18 @@ mod tests {
     use crate::domain::Phase;
     use crate::ports::MockPeerTransport;
     use std::collections::HashMap;
+    use std::sync::Mutex as StdMutex;
 
     /// Addresses that hear each other.
     #[derive(Clone, Default)]
-    struct Ether(Arc<StdMutex<HashMap<String, Arc<Swim>>>>);
+    struct Ether(Arc<StdMutex<HashMap<String, Arc<Swim>>>>, Arc<StdMutex<Vec<String>>>);
 
     impl Ether {
         fn join(&self, member: &Member, cluster: &str) -> Arc<Swim> {
             let mut transport = MockPeerTransport::new();
             let (ether, from) = (self.clone(), member.grpc_addr.clone());
             transport.expect_gossip().returning(move |to, packet| {
+                ether.1.lock().unwrap().push(to.to_owned());
                 let nodes = ether.0.lock().unwrap();
                 if let (Some(to), true) = (nodes.get(to), nodes.contains_key(&from)) {
                     to.receive(&packet);
@@ -413,6 +405,14 @@ mod tests {
 
         fn plug_in(&self, member: &Member, swim: &Arc<Swim>) {
             self.0.lock().unwrap().insert(member.grpc_addr.clone(), Arc::clone(swim));
+        }
+
+        /// Nothing is sent there from now on, once what was asked for has been carried out.
+        async fn quiet_at(&self, member: &Member, time: Duration) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+            self.1.lock().unwrap().clear();
+            tokio::time::sleep(time).await;
+            assert!(!self.1.lock().unwrap().contains(&member.grpc_addr));
         }
 
         fn unplug(&self, member: &Member) {
@@ -528,6 +528,37 @@ mod tests {
         let began = Instant::now();
         expect(&swims[0], 3, 1, Liveness::Down).await;
         assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_member_that_is_gone_is_sent_nothing_until_it_is_watched_or_heard_of_again() {
+        let ether = Ether::default();
+        let swims = three(&ether).await;
+        swims[2].leave().await;
+        ether.unplug(&member(3, 1));
+        for swim in &swims[..2] {
+            expect(swim, 3, 1, Liveness::Down).await;
+            swim.unwatch(&member(3, 1));
+        }
+        ether.quiet_at(&member(3, 1), Duration::from_secs(600)).await;
+        // It comes back by itself, in a new generation.
+        let reborn = ether.join(&member(3, 2), "lally");
+        reborn.watch(&member(1, 1));
+        expect(&swims[0], 3, 2, Liveness::Alive).await;
+        expect(&reborn, 2, 1, Liveness::Alive).await;
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_last_one_does_not_go_on_calling_those_that_left() {
+        let ether = Ether::default();
+        let one = ether.join(&member(1, 1), "lally");
+        one.watch(&member(2, 1));
+        one.unwatch(&member(2, 1));
+        ether.quiet_at(&member(2, 1), Duration::from_secs(600)).await;
+        let two = ether.join(&member(2, 1), "lally");
+        one.watch(&member(2, 1));
+        expect(&one, 2, 1, Liveness::Alive).await;
+        expect(&two, 1, 1, Liveness::Alive).await;
     }
 
     #[tokio::test(start_paused = true)]

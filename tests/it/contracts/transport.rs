@@ -59,6 +59,7 @@ contract! {
         a_peer_is_reached_once_it_has_its_address_back_from_another,
         a_write_under_way_when_the_peer_goes_away_is_not_called_unseen,
         dropping_the_future_of_a_write_does_not_take_it_back,
+        a_released_peer_finishes_what_is_under_way_and_is_reached_by_the_next_call,
         a_thousand_calls_at_once_each_get_their_own_answer,
         many_large_values_travel_at_once_in_every_way,
         the_largest_value_travels_in_every_way,
@@ -436,6 +437,25 @@ async fn a_write_under_way_when_the_peer_goes_away_is_not_called_unseen(network:
         replica.applied() == [(write.clone(), Origin::Replica)]
     })
     .await;
+}
+
+async fn a_released_peer_finishes_what_is_under_way_and_is_reached_by_the_next_call(
+    network: &dyn Network,
+) {
+    let (peer, replica) = serve_one(network);
+    let transport = network.transport(BLUE);
+    all_reach(transport.as_ref(), &peer).await;
+    replica.hang();
+    let mut writing = pin!(transport.write(&peer, keyed("k", 1, Some("v")), LONG));
+    tokio::select! {
+        outcome = &mut writing => panic!("{outcome:?}"),
+        () = replica.begun(1) => {}
+    }
+    transport.release(&peer);
+    replica.go_on();
+    assert_eq!(writing.await, Ok(WriteReply::Applied { previous: None }));
+    transport.release(&peer);
+    all_reach(transport.as_ref(), &peer).await;
 }
 
 async fn dropping_the_future_of_a_write_does_not_take_it_back(network: &dyn Network) {

@@ -3,6 +3,7 @@
 
 mod convergence;
 mod forgetting;
+mod forgotten;
 mod joining;
 mod losses;
 mod nodes;

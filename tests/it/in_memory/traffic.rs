@@ -133,6 +133,10 @@ impl PeerTransport for Counted {
         self.inner.push(peer, writes, timeout).await
     }
 
+    fn release(&self, peer: &Peer) {
+        self.inner.release(peer);
+    }
+
     fn round_trip(&self, peer: NodeId) -> Option<Duration> {
         self.inner.round_trip(peer)
     }

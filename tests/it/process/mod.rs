@@ -6,7 +6,7 @@
 //! What is watched, by module: [`config`] (every setting in every layer, every refusal),
 //! [`lifecycle`] (start, stop, signals, exit codes, the log file), [`http`] (shapes, codes,
 //! limits), [`abuse`] (what no client should send), [`cluster`] (quorums, joining, leaving),
-//! [`consistency`] (what reads may see),
+//! [`consistency`] (what reads may see), [`operators`] (forgetting members, safe stops),
 //! [`faults`] (members that die, hang, or lose their disk), [`full_disk`], [`full_memory`],
 //! [`overload`], [`content`] (bytes come
 //! back as they were), [`durable_names`] (what a power cut must not take), [`kill_loop`], [`dataset`], and [`readme`] (what it tells people to type).
@@ -30,6 +30,7 @@ mod http;
 mod kill_loop;
 mod lifecycle;
 pub(super) mod node;
+mod operators;
 mod overload;
 mod readme;
 mod ring;

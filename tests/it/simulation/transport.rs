@@ -311,6 +311,8 @@ impl PeerTransport for SimTransport {
         self.call(Self::to_peer("fence", peer, work), detail, timeout).await
     }
 
+    fn release(&self, _: &Peer) {}
+
     fn round_trip(&self, peer: NodeId) -> Option<Duration> {
         self.network.round_trip(self.from, peer)
     }

@@ -106,6 +106,6 @@ impl Client {
         };
         let timeout = self.random.random_range(0..4) == 0;
         let timeout = timeout.then(|| Duration::from_millis(self.random.random_range(20..2_500)));
-        RequestOptions { quorum, timeout }
+        RequestOptions { quorum, timeout, ..RequestOptions::default() }
     }
 }
