@@ -5,12 +5,14 @@
 //!   have one to themselves, so that bulk transfer on the third never delays them; `pulled` reads what
 //!   that brings.
 //! * `server` and `streams` answer others.
+//! * `dial` is for connections that are not the system's TCP.
 //! * `handshake` is what every call carries and how a refusal travels; `convert` turns messages into
 //!   values and back; `fragments` carries what is larger than a message; `wire` is generated.
 //!
 //! No type of tonic or prost leaves this module.
 
 mod convert;
+mod dial;
 mod fragments;
 mod handshake;
 mod link;
@@ -20,5 +22,6 @@ mod server;
 mod streams;
 mod wire;
 
+pub use dial::{Connection, Dial};
 pub use peers::{GrpcOptions, GrpcPeers};
-pub use server::{ServerOptions, serve};
+pub use server::{ServerOptions, serve, serve_connections};

@@ -27,6 +27,7 @@ use super::convert::{
     announcement_from_wire, announcement_to_wire, certification_to_wire, copy_from_wire,
     digests_from_wire, keyed_to_wire, level_to_wire, reply_from_wire,
 };
+use super::dial::Dial;
 use super::fragments::{BATCH_BYTES, MAX_MESSAGE_BYTES, split};
 use super::handshake::{Handshake, error};
 use super::link::Link;
@@ -58,18 +59,26 @@ pub struct GrpcOptions {
     cluster: String,
     me: NodeId,
     random_seed: u64,
+    dial: Option<Dial>,
 }
 
 impl GrpcOptions {
     /// A node of this cluster and id; the seed is that of the jitter of its backoff.
     pub fn new(cluster: &str, me: NodeId, random_seed: u64) -> Self {
-        Self { cluster: cluster.to_owned(), me, random_seed }
+        Self { cluster: cluster.to_owned(), me, random_seed, dial: None }
+    }
+
+    /// With connections of this kind instead of the system's TCP.
+    #[must_use]
+    pub fn dialling(self, dial: Dial) -> Self {
+        Self { dial: Some(dial), ..self }
     }
 }
 
 /// The way to all peers.
 pub struct GrpcPeers {
     handshake: Handshake,
+    dial: Option<Dial>,
     /// Read on every call, replaced when a peer appears or moves.
     links: ArcSwap<HashMap<NodeId, Arc<Link>>>,
     places: Mutex<Places>,
@@ -99,6 +108,7 @@ impl GrpcPeers {
         let random = StdRng::seed_from_u64(options.random_seed);
         Arc::new(Self {
             handshake: Handshake { cluster: options.cluster, me: options.me },
+            dial: options.dial,
             links: ArcSwap::default(),
             places: Mutex::new(Places { by_addr: HashMap::new(), random }),
             calls: TaskTracker::new(),
@@ -162,9 +172,13 @@ impl GrpcPeers {
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .keep_alive_while_idle(true);
         let (gossip, packets) = mpsc::channel(GOSSIP_QUEUE);
-        let control = endpoint.connect_lazy();
+        let connect = || match &self.dial {
+            Some(dial) => endpoint.connect_with_connector_lazy(dial.clone()),
+            None => endpoint.connect_lazy(),
+        };
+        let control = connect();
         self.spawn(send_gossip(control.clone(), self.handshake.clone(), packets));
-        let (data, bulk) = (endpoint.connect_lazy(), endpoint.connect_lazy());
+        let (data, bulk) = (connect(), connect());
         let place = Place { data, control, bulk, gossip };
         places.by_addr.insert(addr.to_owned(), place.clone());
         drop(places);

@@ -5,13 +5,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
+use tonic::transport::server::{Connected, TcpIncoming};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::domain::NodeId;
@@ -21,6 +21,7 @@ use super::convert::{
     announcement_from_wire, announcement_to_wire, buckets_from_wire, certification_from_wire,
     chunk_from_wire, level_from_wire,
 };
+use super::dial::Connection;
 use super::fragments::{MAX_MESSAGE_BYTES, Reassembly};
 use super::handshake::{Handshake, refused};
 use super::streams::{Outbox, send_entries, serve_data};
@@ -76,6 +77,23 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> io::Result<()> {
     let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?);
+    serve_connections(incoming.with_nodelay(Some(true)), replica, options, stop).await
+}
+
+/// Like [`serve`], for connections that come from elsewhere.
+///
+/// # Errors
+/// What `incoming` says last.
+pub async fn serve_connections<C, E>(
+    incoming: impl Stream<Item = Result<C, E>>,
+    replica: Arc<dyn ReplicaApi>,
+    options: ServerOptions,
+    stop: CancellationToken,
+) -> io::Result<()>
+where
+    C: Connected + Connection,
+    E: std::error::Error + Send + Sync + 'static,
+{
     let handshake = Handshake { cluster: options.cluster, me: options.me };
     let tasks = TaskTracker::new();
     let service =
@@ -88,10 +106,7 @@ pub async fn serve(
         .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .add_service(service)
-        .serve_with_incoming_shutdown(
-            incoming.with_nodelay(Some(true)),
-            stop.clone().cancelled_owned(),
-        );
+        .serve_with_incoming_shutdown(incoming, stop.clone().cancelled_owned());
     let cut_off = async {
         stop.cancelled().await;
         tokio::time::sleep(DRAIN).await;

@@ -14,5 +14,6 @@ mod runner;
 mod streams;
 mod tests;
 mod transport;
+mod wire;
 mod workload;
 mod world;
