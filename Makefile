@@ -49,6 +49,13 @@ faults: ## Five nodes on a failing network: RUNS (10) of SECONDS (60), the resul
 traffic: ## What two nodes with KEYS keys (1,000,000), 100 of them differing, exchange to be equal
 	LALLY_TEST_KEYS=$${KEYS:-1000000} $(CARGO) test --test it -- --nocapture what_two_nodes_exchange
 
+# One seed again, told in full: LALLY_SIM_SEED=n cargo test --test it -- --nocapture one_seed
+.PHONY: sim
+sim: ## Simulations of whole clusters, from seed FIRST on (SEEDS of them), with a dated result
+	LALLY_SIM_FIRST=$${FIRST:-1} LALLY_SIM_SEEDS=$${SEEDS:-2000} LALLY_SIM_GRPC_SEEDS=$${GRPC_SEEDS:-100} \
+		LALLY_SIM_RESULT=$(CURDIR)/docs/results/$$(date -u +%F)-simulation.md \
+		$(CARGO) test --test it -- --nocapture simulation::
+
 # Quorums of two, a node killed in the middle, then every key compared on every node.
 .PHONY: dataset
 dataset: dataset-files ## A real data set through three nodes, with progress (LALLY_DATASET=all: all of it)

@@ -26,10 +26,15 @@ use turmoil::net::{TcpListener, TcpStream};
 
 use super::checks;
 use super::history::{Evidence, FinalState, Op, OpKind, Outcome};
+use super::tests::number;
 use super::world::{EPOCH, Seen};
 
 const PORT: u16 = 50_071;
 const NODES: u8 = 3;
+
+/// Seeds of every run of the tests.
+const SEEDS: u64 = 8;
+
 const FAULTY: Duration = Duration::from_secs(20);
 const SETTLED_WITHIN: Duration = Duration::from_secs(60);
 
@@ -309,7 +314,7 @@ impl<F: Future> Now for F {}
 
 #[test]
 fn nodes_that_speak_grpc_hold_the_same_once_faults_end() {
-    for seed in 1..=4 {
+    for seed in 1..=number("LALLY_SIM_GRPC_SEEDS").unwrap_or(SEEDS) {
         let found = simulate(seed);
         assert!(found.is_empty(), "seed {seed}: {}", found.join("\n"));
     }
