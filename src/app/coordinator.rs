@@ -107,7 +107,8 @@ impl ClientApi for Coordinator {
     }
 
     fn readiness(&self) -> Result<(), String> {
-        self.stage.readiness()
+        self.stage.readiness()?;
+        self.members.check_whole()
     }
 
     fn cluster(&self) -> ClusterStatus {
@@ -166,6 +167,8 @@ impl Coordinator {
     /// Whether the request is taken, and until when it must be answered.
     fn admit(&self, options: &RequestOptions) -> Result<Instant, ClientError> {
         self.stage.admit_client()?;
+        // The stage follows when the rounds of joining begin; what is asked until then must wait.
+        self.members.check_whole().map_err(ClientError::NotReady)?;
         let timeout = options.timeout.unwrap_or(self.defaults.timeout).min(MAX_TIMEOUT);
         Ok(Instant::now() + timeout)
     }
@@ -221,8 +224,8 @@ impl Coordinator {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::fixture::{Fixture, TestNode, key, live};
-    use crate::domain::{Entry, KeyedEntry};
+    use crate::app::fixture::{Fixture, TestNode, announced, key, live, member};
+    use crate::domain::{Entry, KeyedEntry, Phase};
 
     /// A node whose data may take as much as these values under keys of one letter do.
     fn node_for(values: &[usize]) -> TestNode {
@@ -302,5 +305,21 @@ mod tests {
         let node = Fixture::with_peers([]).build();
         add(&node, "a", 1 << 20).await.unwrap();
         assert_eq!(node.client().stats().memory_limit, MemoryLimit::NONE);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_node_that_has_to_join_again_serves_nobody_from_that_moment_on() {
+        let node = Fixture::with_peers([]).build();
+        node.hold("k", live(5, "of the smaller cluster"));
+        assert_eq!(node.client().readiness(), Ok(()));
+        // Of another cluster, with more members.
+        let theirs = announced(member(2, Phase::Whole), vec![member(3, Phase::Whole)]);
+        node.node.members().take_in(theirs, None);
+        let options = RequestOptions::default();
+        let read = node.client().get(key("k"), options).await;
+        assert!(matches!(read, Err(ClientError::NotReady(_))), "{read:?}");
+        let write = node.client().add(key("k"), Value::new("v"), options).await;
+        assert!(matches!(write, Err(ClientError::NotReady(_))), "{write:?}");
+        assert!(node.client().readiness().is_err());
     }
 }

@@ -172,14 +172,18 @@ fn addr(id: u64) -> String {
 }
 
 fn meet(members: &Members, peer: Member) {
-    let announcement = Announcement {
+    members.take_in(announced(peer, vec![members.view().me().clone()]), None);
+}
+
+/// What a member states that knows these others.
+pub(crate) fn announced(sender: Member, members: Vec<Member>) -> Announcement {
+    Announcement {
         cluster: "lally".into(),
         protocol: ProtocolRange::OURS,
-        sender: peer,
-        members: vec![members.view().me().clone()],
+        sender,
+        members,
         horizon: Timestamp::ZERO,
-    };
-    members.take_in(announcement, None);
+    }
 }
 
 fn mock_store(map: &Map) -> MockStore {

@@ -99,6 +99,18 @@ impl Members {
         self.view.load().me().id
     }
 
+    /// Whether this node counts.
+    ///
+    /// # Errors
+    /// Why clients must wait.
+    pub(crate) fn check_whole(&self) -> Result<(), String> {
+        match self.view.load().me().phase {
+            Phase::Whole => Ok(()),
+            Phase::Joining => Err("it has to join the cluster again".into()),
+            Phase::Left => Err("it leaves the cluster".into()),
+        }
+    }
+
     /// The name of the cluster.
     pub(crate) fn cluster(&self) -> &str {
         &self.cluster

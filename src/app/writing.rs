@@ -61,6 +61,8 @@ impl Writer {
     ) -> Outcome {
         // Without a stamp nothing was sent to anybody.
         let version = self.stamps.stamp_before(deadline).await.map_err(|error| refusal(&error))?;
+        // It may have had to join again, or have left, while it waited.
+        self.members.check_whole().map_err(ClientError::NotReady)?;
         let write = Write { key, content, quorum, deadline };
         Delivery(Some(Running::begin(Arc::clone(self), write, version))).decide().await
     }
@@ -111,7 +113,7 @@ struct Running {
     missed: Vec<NodeId>,
     /// Why this node did not take it.
     failed_here: Option<ApplyError>,
-    /// Whether a replica that did not acknowledge may hold it all the same.
+    /// Whether somebody holds it, or may, that is not among those who acknowledged this attempt.
     in_doubt: bool,
 }
 
@@ -296,6 +298,8 @@ impl Running {
         let current = reply.attempt == self.attempt;
         match reply.result {
             Ok(WriteReply::Applied { previous }) => {
+                // Also by a member that joins, and is not counted below.
+                self.in_doubt = true;
                 if current {
                     self.quorum.record_ack(reply.node);
                 }
@@ -357,7 +361,7 @@ impl Running {
 
     fn outcome(&self) -> Outcome {
         let achieved = self.quorum.achieved();
-        let open = self.quorum.outstanding() > 0 || self.in_doubt;
+        let open = self.here.is_some() || !self.there.is_empty() || self.in_doubt;
         if let (0, false, Some(error)) = (achieved, open, &self.failed_here) {
             return Err(match error {
                 ApplyError::Log(error) => refusal(error),
@@ -565,6 +569,20 @@ mod tests {
         assert_eq!((answer.verdict, answer.required, answer.achieved), (Verdict::Success, 2, 2));
         node.node.finish().await;
         assert_eq!(sent.lock().unwrap().len(), 2);
+    }
+
+    /// What was "not done" must be nowhere.
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_only_a_joining_member_took_or_may_take_is_no_error() {
+        for delay in [0, 5] {
+            let mut fixture = Fixture::with_peers([]).all_acknowledge();
+            fixture.log = failing_log(&LogError::DiskFull);
+            fixture.log_delays.1 = Duration::from_millis(1);
+            fixture.peers.push(member(3, Phase::Joining));
+            fixture.delays = [(3, Duration::from_millis(delay))].into();
+            let answer = add(&fixture.build(), "1").await.unwrap();
+            assert_eq!((answer.verdict, answer.achieved), (Verdict::Partial, 0));
+        }
     }
 
     #[tokio::test(start_paused = true)]
