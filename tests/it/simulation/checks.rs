@@ -11,7 +11,7 @@ use super::history::{Evidence, FinalState, LATENESS, Op, OpKind, Outcome};
 pub type Check = (&'static str, fn(&Evidence) -> Vec<String>);
 
 /// All checks.
-pub const ALL: [Check; 9] = [
+pub const ALL: [Check; 10] = [
     ("all hold the same", replicas_are_equal),
     ("what the store holds, the log holds", stores_are_logged),
     ("no acknowledged write is missing", acknowledged_writes_are_present),
@@ -20,6 +20,7 @@ pub const ALL: [Check; 9] = [
     ("what was refused was not done", the_refused_is_not_done),
     ("reads see acknowledged writes", reads_see_acknowledged_writes),
     ("versions follow the order of writes", versions_follow_the_order_of_writes),
+    ("a newcomer has what was acknowledged", newcomers_have_what_was_acknowledged),
     ("no request is late", requests_are_in_time),
 ];
 
@@ -207,6 +208,23 @@ pub fn versions_follow_the_order_of_writes(evidence: &Evidence) -> Vec<String> {
                 first.key == second.key && second.invoked > first.returned && after <= before;
             if swapped && (first.node == second.node || overlap(evidence, first, second)) {
                 found.push(format!("{second:?}\n    got {after:?}, {before:?}\n    had {first:?}"));
+            }
+        }
+    }
+    found
+}
+
+/// A node that began empty counts only once it has what a majority acknowledged before it began.
+pub fn newcomers_have_what_was_acknowledged(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    for newcomer in &evidence.newcomers {
+        for (write, version) in acknowledged_writes(evidence) {
+            let lacks = newcomer.held.get(&write.key) < Some(&version);
+            let before = write.returned < newcomer.started;
+            let required = write.success().map_or(0, |answer| answer.required as usize);
+            let replicas = evidence.replicas_between(write.invoked, newcomer.counted);
+            if lacks && before && !evidence.reckless && 2 * required > replicas {
+                found.push(format!("{newcomer:?}\n    lacks {version:?}\n    of {write:?}"));
             }
         }
     }

@@ -8,21 +8,18 @@ use std::time::Duration;
 use lally::adapters::memory::{MemoryQuarantine, MemoryStore};
 use lally::adapters::swim::{Swim, SwimOptions};
 use lally::app::{Identity, Node, NodeParts, NodeSettings, Walks};
-use lally::domain::{BucketSet, Digest, KeptData, MemberState, NodeId, Phase, Start, Timestamp};
-use lally::ports::{ClientApi, Clock, ClusterStatus, PeerTransport, Store};
+use lally::domain::{KeptData, NodeId, Phase, Start, Timestamp};
+use lally::ports::{ClientApi, Clock, PeerTransport};
 use tokio_util::sync::CancellationToken;
 
 use super::disk::Disk;
-use super::history::{Destroyed, FinalState, Op};
+use super::history::{Destroyed, Newcomer, Op};
 use super::network::Network;
 use super::transport::SimTransport;
 use super::world::{Detail, Site, World};
 
 /// The default of a request without a timeout of its own.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
-
-/// Bytes that a hint for a key of two letters costs: its text twice over, and the places for it.
-const HINT_BYTES: u64 = 66;
 
 /// All nodes, whether they run or not.
 pub struct Cluster {
@@ -34,7 +31,7 @@ pub struct Cluster {
     apart: Mutex<Option<Site>>,
     /// Members may lose their data although another one has not recovered from that.
     reckless: bool,
-    max_hint_bytes: usize,
+    pub(super) max_hint_bytes: usize,
 }
 
 /// What is recorded while the nodes run.
@@ -43,19 +40,22 @@ pub struct Records {
     pub ops: Vec<Op>,
     pub replicas: Vec<(Duration, BTreeSet<Site>)>,
     pub destroyed: Vec<Destroyed>,
+    pub newcomers: Vec<Newcomer>,
     pub overruns: Vec<String>,
 }
 
 /// A place for a node.
-struct Place {
-    disk: Disk,
+pub(super) struct Place {
+    pub(super) disk: Disk,
     offset_ns: Arc<AtomicI64>,
-    running: Option<Arc<Running>>,
+    pub(super) running: Option<Arc<Running>>,
     leaving: bool,
     /// Begins without the log it had.
     fresh: bool,
     /// Lost data, and has not been ready since.
-    recovering: bool,
+    pub(super) recovering: bool,
+    /// When it began without data, unless it has counted since.
+    pub(super) empty_since: Option<Duration>,
 }
 
 /// A node that runs.
@@ -65,7 +65,7 @@ pub struct Running {
     pub node: Node,
     pub client: Arc<dyn ClientApi>,
     pub life: CancellationToken,
-    store: Arc<MemoryStore>,
+    pub(super) store: Arc<MemoryStore>,
 }
 
 /// A clock that is off.
@@ -115,6 +115,7 @@ impl Cluster {
             leaving: false,
             fresh: false,
             recovering: false,
+            empty_since: None,
         };
         places.insert(site, place);
         site
@@ -143,6 +144,7 @@ impl Cluster {
         let seeds: Vec<_> =
             others.filter(|other| self.are_together(site, *other)).map(Network::addr).collect();
         let (world, life) = (&self.world, CancellationToken::new());
+        let began = world.now();
         let open = disk.open(world, site, &life);
         let new_id = NodeId::new(world.pick(1..u64::MAX));
         let data = if fresh { KeptData::None } else { KeptData::All };
@@ -174,6 +176,9 @@ impl Cluster {
         if let Some(place) = self.places().get_mut(&site) {
             place.running = Some(running);
             place.fresh = false;
+            let kept = last_phase == Some(Phase::Whole) || last_phase == Some(Phase::Left);
+            let empty_since = (!kept || fresh).then_some(began);
+            place.empty_since = empty_since.or(place.empty_since);
         }
     }
 
@@ -210,7 +215,7 @@ impl Cluster {
         *self.apart.lock().unwrap() = boundary;
     }
 
-    fn are_together(&self, one: Site, other: Site) -> bool {
+    pub(super) fn are_together(&self, one: Site, other: Site) -> bool {
         let boundary = *self.apart.lock().unwrap();
         boundary.is_none_or(|boundary| (one < boundary) == (other < boundary))
     }
@@ -312,74 +317,6 @@ impl Cluster {
         }
     }
 
-    /// Looks at all nodes, and records whose copies count.
-    pub fn look(&self) {
-        let mut counting = BTreeSet::new();
-        let mut overruns = Vec::new();
-        for running in self.running() {
-            let status = running.client.cluster();
-            if status.node.member.phase == Phase::Whole {
-                counting.insert(running.site);
-                if running.client.readiness().is_ok()
-                    && let Some(place) = self.places().get_mut(&running.site)
-                {
-                    place.recovering = false;
-                }
-            }
-            let others = status.members.iter().filter(|m| m.member.phase == Phase::Whole);
-            counting.extend(others.filter_map(|m| Network::site(&m.member.grpc_addr)));
-            let too_many = |hints: &u64| hints * HINT_BYTES > self.max_hint_bytes as u64;
-            let hints = status.members.iter().map(|member| member.hints).find(too_many);
-            overruns.extend(hints.map(|n| format!("site {} keeps {n} hints", running.site)));
-        }
-        let mut records = self.records();
-        if records.replicas.last().is_none_or(|(_, last)| *last != counting) {
-            records.replicas.push((self.world.now(), counting));
-        }
-        records.overruns.extend(overruns);
-    }
-
-    /// Why the cluster is not what it has to become when nothing is wrong.
-    pub fn unsettled(&self) -> Option<String> {
-        let running = self.running();
-        if running.len() != self.sites().len() {
-            return Some("not every node runs".into());
-        }
-        for node in &running {
-            let (site, status) = (node.site, node.client.cluster());
-            if let Err(why) = node.client.readiness() {
-                return Some(format!("site {site} is not ready: {why}"));
-            }
-            let mates = running.iter().filter(|other| self.are_together(site, other.site));
-            let mates = mates.map(|other| other.id).collect();
-            if let Some(why) = unsettled_view(&status, &mates) {
-                return Some(format!("site {site} {why}"));
-            }
-        }
-        let mut digests: Vec<Digest> =
-            running.iter().map(|running| running.store.digest()).collect();
-        digests.dedup();
-        (digests.len() > 1).then(|| "not all hold the same".into())
-    }
-
-    /// What every running node holds.
-    pub fn finals(&self) -> Vec<FinalState> {
-        let places = self.places();
-        let running = places.values().filter_map(|place| Some((place, place.running.clone()?)));
-        running
-            .map(|(place, running)| {
-                let keys = running.store.keys_in(&BucketSet::all());
-                let entry = |key| Some((Clone::clone(&key), running.store.get(&key)?));
-                FinalState {
-                    site: running.site,
-                    digest: running.store.digest(),
-                    entries: keys.into_iter().filter_map(entry).collect(),
-                    logged: place.disk.newest(),
-                }
-            })
-            .collect()
-    }
-
     pub fn record(&self, op: Op) {
         self.records().ops.push(op);
     }
@@ -392,23 +329,7 @@ impl Cluster {
         self.running_at(site).is_some()
     }
 
-    fn places(&self) -> MutexGuard<'_, BTreeMap<Site, Place>> {
+    pub(super) fn places(&self) -> MutexGuard<'_, BTreeMap<Site, Place>> {
         self.places.lock().unwrap()
     }
-}
-
-/// What is wrong with a node's view of the others.
-fn unsettled_view(status: &ClusterStatus, all: &BTreeSet<NodeId>) -> Option<String> {
-    let mut members = BTreeSet::from([status.node.member.id]);
-    for member in status.members.iter().filter(|m| m.state != MemberState::Left) {
-        members.insert(member.id());
-        if member.state != MemberState::Alive {
-            return Some(format!("sees {} as {:?}", member.id(), member.state));
-        }
-        if member.hints > 0 || !member.in_sync {
-            let (id, hints) = (member.id(), member.hints);
-            return Some(format!("is not in sync with {id} ({hints} hints)"));
-        }
-    }
-    (members != *all).then(|| format!("knows {members:?}, not {all:?}"))
 }

@@ -8,7 +8,7 @@ use lally::domain::{Content, Digest, Entry, Key, NodeId, Timestamp, Value, Versi
 use lally::ports::{Answer, ClientError, Verdict};
 
 use super::checks;
-use super::history::{Destroyed, Evidence, FinalState, Op, OpKind, Outcome};
+use super::history::{Destroyed, Evidence, FinalState, Newcomer, Op, OpKind, Outcome};
 use super::world::Seen;
 
 const fn ms(millis: u64) -> Duration {
@@ -226,6 +226,17 @@ fn a_later_write_with_an_earlier_version_is_rejected() {
     evidence.ops.truncate(2);
     all_hold(&mut evidence, &live(10, 0, "a"));
     assert_eq!(rejected_by(&evidence), ["versions follow the order of writes"]);
+}
+
+#[test]
+fn a_newcomer_that_counts_without_what_a_majority_acknowledged_is_rejected() {
+    let mut evidence = right();
+    let held = BTreeMap::from([(key(), version(10, 0))]);
+    let newcomer = Newcomer { site: 2, started: ms(26), counted: ms(40), held };
+    evidence.newcomers = vec![newcomer];
+    assert_eq!(rejected_by(&evidence), ["a newcomer has what was acknowledged"]);
+    evidence.newcomers[0].started = ms(24);
+    assert_eq!(rejected_by(&evidence), Vec::<&str>::new());
 }
 
 #[test]

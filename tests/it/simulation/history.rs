@@ -21,6 +21,8 @@ pub struct Evidence {
     /// Whose copies counted, from these times on.
     pub replicas: Vec<(Duration, BTreeSet<Site>)>,
     pub destroyed: Vec<Destroyed>,
+    /// Nodes that began without data, when they counted.
+    pub newcomers: Vec<Newcomer>,
     /// What the nodes hold in the end.
     pub finals: Vec<FinalState>,
     /// Whether several members may have lost their data at a time.
@@ -70,6 +72,15 @@ pub struct Destroyed {
     pub key: Key,
     pub above: Option<Version>,
     pub up_to: Version,
+}
+
+/// A node that began empty, at the moment from which on it counts.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Newcomer {
+    pub site: Site,
+    pub started: Duration,
+    pub counted: Duration,
+    pub held: BTreeMap<Key, Version>,
 }
 
 /// A node at the end.

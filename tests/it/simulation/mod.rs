@@ -14,6 +14,7 @@ mod runner;
 mod streams;
 mod tests;
 mod transport;
+mod watching;
 mod wire;
 mod workload;
 mod world;

@@ -78,6 +78,7 @@ async fn simulate(seed: u64, tail: usize) -> Result<Passed, Failed> {
         seen: world.seen(),
         replicas: records.replicas,
         destroyed: records.destroyed,
+        newcomers: records.newcomers,
         finals: cluster.finals(),
         reckless: cluster.is_reckless(),
         overruns: records.overruns,
