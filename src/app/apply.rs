@@ -3,11 +3,12 @@
 //! Client, peer, repair, hint, comparison, join: all end here. First the log, then the store, then
 //! the clock and the hooks. A value is readable only once it is as durable as the policy says.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::domain::{Entry, Key, KeyedEntry, Timestamp, Version};
+use crate::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Version};
 use crate::ports::{
     ApplyError, LogError, LogRecord, Merged, OpLog, Origin, Replayed, Store, WriteReply,
 };
@@ -16,6 +17,10 @@ use super::fence::{Fence, Horizon};
 use super::hook_chain::HookChain;
 use super::stage::Stage;
 use super::stamps::Stamps;
+
+/// Nodes whose refused stamps are counted apart: more than any cluster has, and a bound on what
+/// made-up ids cost.
+const MAX_STAMPERS: usize = 256;
 
 /// This node's copy of the data.
 pub struct Replica {
@@ -27,6 +32,8 @@ pub struct Replica {
     fence: Fence,
     entries_synced: AtomicU64,
     drift_refusals: AtomicU64,
+    /// The same by the node that stamped what was refused.
+    refused_stamps: Mutex<BTreeMap<NodeId, u64>>,
 }
 
 impl Replica {
@@ -38,8 +45,18 @@ impl Replica {
         stage: Arc<Stage>,
     ) -> Self {
         let (entries_synced, drift_refusals) = (AtomicU64::new(0), AtomicU64::new(0));
-        let fence = Fence::new(Arc::new(Horizon::default()));
-        Self { store, log, stamps, hooks, stage, fence, entries_synced, drift_refusals }
+        let (fence, refused_stamps) = (Fence::new(Arc::new(Horizon::default())), Mutex::default());
+        Self {
+            store,
+            log,
+            stamps,
+            hooks,
+            stage,
+            fence,
+            entries_synced,
+            drift_refusals,
+            refused_stamps,
+        }
     }
 
     /// Fills the store and the clock from the log.
@@ -166,6 +183,20 @@ impl Replica {
         (load(&self.entries_synced), load(&self.drift_refusals))
     }
 
+    /// Entries refused for their clock that this node stamped.
+    pub(crate) fn clock_refusals(&self, stamped_by: NodeId) -> u64 {
+        let refused = self.refused_stamps.lock().unwrap_or_else(PoisonError::into_inner);
+        refused.get(&stamped_by).copied().unwrap_or(0)
+    }
+
+    fn count_refusal(&self, stamped_by: NodeId) {
+        self.drift_refusals.fetch_add(1, Ordering::Relaxed);
+        let mut refused = self.refused_stamps.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() < MAX_STAMPERS || refused.contains_key(&stamped_by) {
+            *refused.entry(stamped_by).or_default() += 1;
+        }
+    }
+
     /// Checks a write. `Some` is the answer to one that this node already knows of: it is not
     /// logged again, so repeated deliveries cost nothing. (What the store holds, the log holds.)
     fn admit(&self, write: &KeyedEntry, way: Way) -> Result<Option<WriteReply>, ApplyError> {
@@ -249,7 +280,7 @@ impl Replica {
 
     fn check_clock(&self, write: &KeyedEntry) -> Result<(), ApplyError> {
         self.stamps.check(write.entry.version.timestamp).map_err(|drift| {
-            self.drift_refusals.fetch_add(1, Ordering::Relaxed);
+            self.count_refusal(write.entry.version.node);
             tracing::warn!(from = %write.entry.version.node, %drift, "write refused: clock drift");
             drift.into()
         })

@@ -20,6 +20,7 @@ use crate::ports::{
 
 use super::announcer::Announcer;
 use super::apply::Replica;
+use super::clocks::Clocks;
 use super::handoff::Handoff;
 use super::hook_chain::HookChain;
 use super::members::Members;
@@ -46,6 +47,7 @@ pub struct Coordinator {
     pub(crate) handoff: Arc<Handoff>,
     pub(crate) reconciler: Arc<Reconciler>,
     pub(crate) announcer: Arc<Announcer>,
+    pub(crate) clocks: Arc<Clocks>,
 }
 
 /// What holds for a request that does not say otherwise.
@@ -77,7 +79,7 @@ impl ClientApi for Coordinator {
         value: Value,
         options: RequestOptions,
     ) -> Result<Answer, ClientError> {
-        let deadline = self.admit(&options)?;
+        let deadline = self.admit_write(&options)?;
         let (bytes, max_bytes) = (value.as_str().len(), self.defaults.max_value_bytes);
         if bytes > max_bytes {
             return Err(ClientError::TooLarge { bytes, max_bytes });
@@ -90,7 +92,7 @@ impl ClientApi for Coordinator {
     }
 
     async fn remove(&self, key: Key, options: RequestOptions) -> Result<Answer, ClientError> {
-        let deadline = self.admit(&options)?;
+        let deadline = self.admit_write(&options)?;
         self.ask_hooks(OpKind::Remove, &key, None).await?;
         let quorum = options.quorum.unwrap_or(self.defaults.write_quorum);
         self.writer.write(key, Content::Tombstone, quorum, deadline).await
@@ -108,7 +110,8 @@ impl ClientApi for Coordinator {
 
     fn readiness(&self) -> Result<(), String> {
         self.stage.readiness()?;
-        self.members.check_whole()
+        self.members.check_whole()?;
+        self.clocks.check().map_err(|skew| skew.to_string())
     }
 
     fn cluster(&self) -> ClusterStatus {
@@ -191,7 +194,14 @@ impl Coordinator {
             let hints = self.handoff.count(member.id);
             let in_sync =
                 state == MemberState::Alive && hints == 0 && self.reconciler.is_in_sync(member.id);
-            MemberStatus { member: member.clone(), state, hints, in_sync }
+            MemberStatus {
+                member: member.clone(),
+                state,
+                hints,
+                in_sync,
+                clock_offset_ms: self.clocks.offset_ms(member.id),
+                clock_refusals: self.replica.clock_refusals(member.id),
+            }
         });
         others.collect()
     }
@@ -205,6 +215,13 @@ impl Coordinator {
                 self.reader.read_confirmed(key, quorums, deadline).await
             }
         }
+    }
+
+    /// Likewise of a request that this node has to stamp.
+    fn admit_write(&self, options: &RequestOptions) -> Result<Instant, ClientError> {
+        let deadline = self.admit(options)?;
+        self.clocks.check().map_err(|skew| ClientError::NotReady(skew.to_string()))?;
+        Ok(deadline)
     }
 
     async fn ask_hooks(

@@ -273,6 +273,14 @@ impl PeerTransport for Delayed {
         self.inner.digest(peer, timeout).await
     }
 
+    async fn wall_time(
+        &self,
+        peer: &Peer,
+        timeout: Duration,
+    ) -> Result<Option<Timestamp>, PeerError> {
+        self.inner.wall_time(peer, timeout).await
+    }
+
     async fn level_digests(
         &self,
         peer: &Peer,

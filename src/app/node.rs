@@ -16,6 +16,7 @@ use crate::ports::{
 
 use super::announcer::Announcer;
 use super::apply::Replica;
+use super::clocks::Clocks;
 use super::collector::Collector;
 use super::coordinator::{Coordinator, Defaults};
 use super::exchange::Sides;
@@ -78,6 +79,7 @@ pub struct Node {
     announcer: Arc<Announcer>,
     reconciler: Arc<Reconciler>,
     handoff: Arc<Handoff>,
+    clocks: Arc<Clocks>,
     coordinator: Arc<Coordinator>,
     peer_service: Arc<PeerService>,
     parts: NodeParts,
@@ -183,6 +185,12 @@ impl Node {
             tasks: tasks.clone(),
             peer_timeout: settings.peer_timeout,
         });
+        let clocks = Arc::new(Clocks::new(
+            Arc::clone(&members),
+            Arc::clone(&parts.transport),
+            Arc::clone(&parts.clock),
+            settings.max_clock_drift,
+        ));
         let coordinator = Arc::new(Coordinator {
             defaults: Defaults {
                 read_quorum: settings.read_quorum,
@@ -202,6 +210,7 @@ impl Node {
             handoff: Arc::clone(&handoff),
             reconciler: Arc::clone(&reconciler),
             announcer: Arc::clone(&announcer),
+            clocks: Arc::clone(&clocks),
         });
         let peer_service = Arc::new(PeerService {
             replica: Arc::clone(&replica),
@@ -217,6 +226,7 @@ impl Node {
             announcer,
             reconciler,
             handoff,
+            clocks,
             coordinator,
             peer_service,
             parts,
@@ -260,6 +270,8 @@ impl Node {
         self.tasks.spawn_loop(async move { announcer.run_searching(&seeds).await });
         let handoff = Arc::clone(&self.handoff);
         self.tasks.spawn_loop(async move { handoff.run().await });
+        let clocks = Arc::clone(&self.clocks);
+        self.tasks.spawn_loop(async move { clocks.run().await });
         let (reconciler, interval) =
             (Arc::clone(&self.reconciler), self.settings.anti_entropy_interval);
         let random_seed = self.settings.random_seed;

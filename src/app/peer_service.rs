@@ -5,7 +5,7 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::domain::{
-    Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, LATE_NS, Phase,
+    Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, LATE_NS, Phase, Timestamp,
 };
 use crate::ports::{
     Announcement, ApplyError, Certification, Clock, EntryChunk, EntryStream, FailureDetector,
@@ -50,6 +50,10 @@ impl ReplicaApi for PeerService {
 
     fn digest(&self) -> Digest {
         self.replica.store().digest()
+    }
+
+    fn wall_time(&self) -> Timestamp {
+        self.clock.now()
     }
 
     fn level_digests(&self, level: &DigestLevel) -> Vec<u64> {

@@ -16,6 +16,7 @@ mod members;
 mod memory;
 mod quorum;
 mod read_quorum;
+mod skew;
 mod start;
 mod stopping;
 mod value;
@@ -38,6 +39,7 @@ pub use members::{
 pub use memory::{MemoryFull, MemoryLimit};
 pub use quorum::{InvalidQuorum, Progress, QuorumSpec, Required};
 pub use read_quorum::ReadQuorum;
+pub use skew::{ClockSample, ClockSkew};
 pub use start::{Contact, KeptData, Roundup, Start};
 pub use stopping::{QuorumKind, StopCheck, StopRisk, StopWitness};
 pub use value::{MAX_VALUE_BYTES, Value};

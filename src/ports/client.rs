@@ -199,6 +199,10 @@ pub struct MemberStatus {
     /// Whether its data was equal to this node's when they last compared, and it has missed
     /// nothing since.
     pub in_sync: bool,
+    /// Its wall clock less this node's, in milliseconds, if it answered lately.
+    pub clock_offset_ms: Option<i64>,
+    /// Entries that it stamped and this node refused, as from too far in the future.
+    pub clock_refusals: u64,
 }
 
 impl MemberStatus {

@@ -36,6 +36,9 @@ pub trait ReplicaApi: Send + Sync + 'static {
     /// The digest of all entries.
     fn digest(&self) -> Digest;
 
+    /// This node's wall time.
+    fn wall_time(&self) -> Timestamp;
+
     /// The digests of a level, as many as it [has](DigestLevel::len).
     fn level_digests(&self, level: &DigestLevel) -> Vec<u64>;
 

@@ -62,6 +62,13 @@ pub trait PeerTransport: Send + Sync + 'static {
     /// The peer's digest of all entries.
     async fn digest(&self, peer: &Peer, timeout: Duration) -> Result<Digest, PeerError>;
 
+    /// The peer's wall time when it answered; `None` if it does not say.
+    async fn wall_time(
+        &self,
+        peer: &Peer,
+        timeout: Duration,
+    ) -> Result<Option<Timestamp>, PeerError>;
+
     /// The peer's digests of a level, exactly as many as it [has](DigestLevel::len).
     async fn level_digests(
         &self,

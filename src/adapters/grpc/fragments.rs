@@ -8,7 +8,7 @@
 use bytes::{Bytes, BytesMut};
 use prost::Message;
 
-use super::wire::{Chunk, Fragment, ReplyBatch, RequestBatch};
+use super::wire::{Chunk, Entry, Fragment, ReplyBatch, RequestBatch};
 
 /// Largest message, in bytes, on the wire. Set on both ends of every call.
 pub(super) const MAX_MESSAGE_BYTES: usize = 1 << 20;
@@ -58,6 +58,22 @@ pub(super) fn split<M: Fragmented>(message: M) -> Vec<M> {
         let data = rest.split_to(BATCH_BYTES.min(rest.len()));
         parts.push(M::of_fragment(Fragment { total_bytes: total_bytes as u64, data }));
     }
+    parts
+}
+
+/// Entries in as few messages as hold them. One may be as large as several: it is cut.
+pub(super) fn pack(entries: impl Iterator<Item = Entry>) -> Vec<Chunk> {
+    let (mut parts, mut chunk, mut bytes) = (Vec::new(), Chunk::default(), 0);
+    for entry in entries {
+        let size = entry.encoded_len();
+        if bytes + size > BATCH_BYTES / 2 && !chunk.entries.is_empty() {
+            parts.extend(split(std::mem::take(&mut chunk)));
+            bytes = 0;
+        }
+        bytes += size;
+        chunk.entries.push(entry);
+    }
+    parts.extend(split(chunk));
     parts
 }
 
@@ -111,7 +127,6 @@ impl Reassembly {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapters::grpc::wire::Entry;
 
     fn chunk(value_bytes: usize) -> Chunk {
         let value = Some(Bytes::from(vec![b'v'; value_bytes]));

@@ -394,7 +394,7 @@ mod tests {
                 link.note_heard_of();
             }
         };
-        let began = tokio::time::Instant::now();
+        let began = Instant::now();
         let waiting = async {
             assert!(task.wait(time).await);
             began.elapsed()

@@ -7,7 +7,6 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use bytes::Bytes;
-use prost::Message;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc;
@@ -18,7 +17,7 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId};
+use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Timestamp};
 use crate::ports::{
     Announcement, Certification, EntryStream, Peer, PeerError, PeerTransport, WriteReply,
 };
@@ -28,13 +27,13 @@ use super::convert::{
     digests_from_wire, keyed_to_wire, level_to_wire, reply_from_wire,
 };
 use super::dial::Dial;
-use super::fragments::{BATCH_BYTES, MAX_MESSAGE_BYTES, split};
+use super::fragments::{MAX_MESSAGE_BYTES, pack};
 use super::handshake::{Handshake, error};
 use super::link::Link;
 use super::pulled::Pulled;
 use super::wire::peer_client::PeerClient;
 use super::wire::{
-    self, Chunk, DigestRequest, GossipPacket, LevelDigestsRequest, PullRequest, request,
+    DigestReply, DigestRequest, GossipPacket, LevelDigestsRequest, PullRequest, request,
 };
 
 /// How long a connection may take to come about.
@@ -198,6 +197,15 @@ impl GrpcPeers {
         });
     }
 
+    async fn digest_reply(&self, peer: &Peer, timeout: Duration) -> Result<DigestReply, PeerError> {
+        let _call = self.begin()?;
+        let mut client = client(self.place(&peer.addr)?.control);
+        let request = self.handshake.request(DigestRequest {}, Some(peer.id));
+        let reply = within(timeout, client.digest(request)).await?;
+        self.note_heard_of(peer.id);
+        Ok(reply)
+    }
+
     fn places(&self) -> MutexGuard<'_, Places> {
         self.places.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -250,12 +258,15 @@ impl PeerTransport for GrpcPeers {
     }
 
     async fn digest(&self, peer: &Peer, timeout: Duration) -> Result<Digest, PeerError> {
-        let _call = self.begin()?;
-        let mut client = client(self.place(&peer.addr)?.control);
-        let request = self.handshake.request(DigestRequest {}, Some(peer.id));
-        let reply = within(timeout, client.digest(request)).await?;
-        self.note_heard_of(peer.id);
-        Ok(Digest::from_u64(reply.digest))
+        Ok(Digest::from_u64(self.digest_reply(peer, timeout).await?.digest))
+    }
+
+    async fn wall_time(
+        &self,
+        peer: &Peer,
+        timeout: Duration,
+    ) -> Result<Option<Timestamp>, PeerError> {
+        Ok(self.digest_reply(peer, timeout).await?.wall_time.map(Timestamp::from_nanos))
     }
 
     async fn level_digests(
@@ -340,22 +351,6 @@ impl PeerTransport for GrpcPeers {
         self.links.store(Arc::default());
         self.places().by_addr.clear();
     }
-}
-
-/// Entries in as few messages as hold them. One may be as large as several: it is cut.
-fn pack(entries: impl Iterator<Item = wire::Entry>) -> Vec<Chunk> {
-    let (mut parts, mut chunk, mut bytes) = (Vec::new(), Chunk::default(), 0);
-    for entry in entries {
-        let size = entry.encoded_len();
-        if bytes + size > BATCH_BYTES / 2 && !chunk.entries.is_empty() {
-            parts.extend(split(std::mem::take(&mut chunk)));
-            bytes = 0;
-        }
-        bytes += size;
-        chunk.entries.push(entry);
-    }
-    parts.extend(split(chunk));
-    parts
 }
 
 fn stopping() -> PeerError {

@@ -184,7 +184,10 @@ impl Peer for Service {
         request: Request<DigestRequest>,
     ) -> Result<Response<DigestReply>, Status> {
         self.handshake.check(request.metadata())?;
-        Ok(Response::new(DigestReply { digest: self.replica.digest().as_u64() }))
+        Ok(Response::new(DigestReply {
+            digest: self.replica.digest().as_u64(),
+            wall_time: Some(self.replica.wall_time().as_nanos()),
+        }))
     }
 
     async fn level_digests(

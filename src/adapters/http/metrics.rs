@@ -15,7 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::domain::MemberState;
-use crate::ports::{ClientApi, ComparisonStats, NodeStats};
+use crate::ports::{ClientApi, ComparisonStats, MemberStatus, NodeStats};
 
 use super::errors::Code;
 use super::render::state_name;
@@ -251,6 +251,29 @@ impl Scrape {
         for member in members.iter().filter(|member| member.state != MemberState::Left) {
             let id = member.id().to_string();
             family.encode_family(&[("member", id.as_str())])?.encode_gauge(&member.hints)?;
+        }
+        Self::encode_clocks(encoder, &members)
+    }
+
+    fn encode_clocks(encoder: &mut DescriptorEncoder<'_>, members: &[MemberStatus]) -> fmt::Result {
+        let (name, help) = ("clock_offset_seconds", "Clock of a member less this node's");
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
+        for member in members {
+            let Some(ms) = member.clock_offset_ms else { continue };
+            let id = member.id().to_string();
+            // Exact for offsets of less than a hundred thousand years.
+            #[expect(clippy::cast_precision_loss, reason = "a clock's offset, in milliseconds")]
+            let seconds = ms as f64 / 1_000.0;
+            family.encode_family(&[("member", id.as_str())])?.encode_gauge(&seconds)?;
+        }
+        let help = "Entries refused as from the future, by who stamped them";
+        let mut family =
+            encoder.encode_descriptor("clock_refusals", help, None, MetricType::Counter)?;
+        for member in members {
+            let id = member.id().to_string();
+            family
+                .encode_family(&[("peer", id.as_str())])?
+                .encode_counter::<NoLabelSet, _, u64>(&member.clock_refusals, None)?;
         }
         Ok(())
     }

@@ -87,10 +87,14 @@ pub(super) fn cluster(status: &ClusterStatus) -> Response<Body> {
         out.extend_from_slice(br#","hints":"#);
         push_number(out, other.hints);
         out.extend_from_slice(if other.in_sync {
-            br#","in_sync":true}"#
+            br#","in_sync":true,"clock_offset_ms":"#
         } else {
-            br#","in_sync":false}"#
+            br#","in_sync":false,"clock_offset_ms":"#
         });
+        match other.clock_offset_ms {
+            Some(ms) => write!(out, "{ms}}}").unwrap_or_default(),
+            None => out.extend_from_slice(b"null}"),
+        }
     });
     out.extend_from_slice(br#"],"keys":"#);
     push_number(&mut out, status.store.keys);

@@ -513,7 +513,14 @@ mod tests {
         ClusterStatus {
             cluster: "lally".into(),
             node: NodeStatus { member: member(1), state: MemberState::Alive },
-            members: vec![MemberStatus { member: member(2), state, hints: 7, in_sync: false }],
+            members: vec![MemberStatus {
+                member: member(2),
+                state,
+                hints: 7,
+                in_sync: false,
+                clock_offset_ms: Some(-1_500),
+                clock_refusals: 4,
+            }],
             store: StoreStats { keys: 10, tombstones: 2, payload_bytes: 300, memory_bytes: 2_000 },
             digest: Digest::default(),
             horizon: Some(Timestamp::from_nanos(1_500_000_000)),
@@ -533,7 +540,7 @@ mod tests {
                 r#""node":{"id":"0000000000000001","grpc_addr":"10.0.0.1:50071","#,
                 r#""http_addr":"10.0.0.1:3000","state":"alive"},"#,
                 r#""members":[{"id":"0000000000000002","grpc_addr":"10.0.0.2:50071","#,
-                r#""http_addr":"10.0.0.2:3000","state":"suspect","hints":7,"in_sync":false}],"#,
+                r#""http_addr":"10.0.0.2:3000","state":"suspect","hints":7,"in_sync":false,"clock_offset_ms":-1500}],"#,
                 r#""keys":10,"tombstones":2,"digest":"0000000000000000","#,
                 r#""horizon":"1970-01-01T00:00:01.500000000Z"}"#
             )
@@ -622,6 +629,8 @@ mod tests {
             "lally_entries_quarantined_total 6",
             "lally_horizon_age_seconds 86400",
             r#"lally_member_hints{member="0000000000000002"} 7"#,
+            r#"lally_clock_offset_seconds{member="0000000000000002"} -1.5"#,
+            r#"lally_clock_refusals_total{peer="0000000000000002"} 4"#,
             "lally_comparison_rounds_total 9",
             "lally_comparison_bytes_pushed_total 77",
             "lally_keys 10",

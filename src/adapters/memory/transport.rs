@@ -11,7 +11,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
-use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId};
+use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Timestamp};
 use crate::ports::{
     Announcement, ApplyError, Certification, EntryChunk, EntryStream, Origin, Peer, PeerError,
     PeerTransport, Refusal, ReplicaApi, WriteReply,
@@ -163,6 +163,14 @@ impl PeerTransport for MemoryTransport {
 
     async fn digest(&self, peer: &Peer, timeout: Duration) -> Result<Digest, PeerError> {
         Ok(self.reach_peer(peer, timeout).await?.digest())
+    }
+
+    async fn wall_time(
+        &self,
+        peer: &Peer,
+        timeout: Duration,
+    ) -> Result<Option<Timestamp>, PeerError> {
+        Ok(Some(self.reach_peer(peer, timeout).await?.wall_time()))
     }
 
     async fn level_digests(

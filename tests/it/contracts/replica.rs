@@ -22,6 +22,9 @@ use tokio::sync::watch;
 /// What a test waits for comes long before this, or never.
 pub const DEADLINE: Duration = Duration::from_secs(30);
 
+/// What its clock says.
+pub const WALL_TIME: Timestamp = Timestamp::from_nanos(1_700_000_000_123_456_789);
+
 pub type Packets = Box<dyn Fn(&[u8]) + Send + Sync>;
 
 /// A node that does nothing by itself.
@@ -147,6 +150,10 @@ impl ReplicaApi for FakeReplica {
     fn digest(&self) -> Digest {
         self.seen.lock().unwrap().digests += 1;
         self.store.digest()
+    }
+
+    fn wall_time(&self) -> Timestamp {
+        WALL_TIME
     }
 
     fn level_digests(&self, level: &DigestLevel) -> Vec<u64> {

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use super::networks::{
     AT_ONCE, BLUE, LONG, Loopback, Network, SHORT, Switch, eventually, key, keyed, next,
 };
-use super::replica::{FakeReplica, Seen, member, statement};
+use super::replica::{FakeReplica, Seen, WALL_TIME, member, statement};
 use super::suite::contract;
 
 /// "Within a few seconds", for calls without a timeout.
@@ -40,6 +40,7 @@ contract! {
         a_write_arrives_as_it_was_sent_and_its_reply_comes_back,
         a_read_brings_the_copy_as_it_is_held,
         digests_arrive_as_they_are,
+        the_time_of_a_peer_arrives_as_it_is,
         a_pull_brings_exactly_the_entries_of_its_buckets_by_bucket,
         a_pull_that_breaks_off_says_so_and_ends,
         a_push_is_applied_as_it_was_sent,
@@ -112,6 +113,12 @@ async fn digests_arrive_as_they_are(network: &dyn Network) {
         let digests = transport.level_digests(&peer, level.clone(), LONG).await;
         assert!(digests == Ok(level.of(&replica.store.bucket_digests())), "{level:?}");
     }
+}
+
+async fn the_time_of_a_peer_arrives_as_it_is(network: &dyn Network) {
+    let (peer, _replica) = serve_one(network);
+    let transport = network.transport(BLUE);
+    assert_eq!(transport.wall_time(&peer, LONG).await, Ok(Some(WALL_TIME)));
 }
 
 async fn a_pull_brings_exactly_the_entries_of_its_buckets_by_bucket(network: &dyn Network) {
@@ -637,13 +644,14 @@ async fn every_call(
     let write = keyed("k", 1, Some("v"));
     let (pushed, read) = (vec![write.clone()], write.key.clone());
     let ours = statement(BLUE, member(1, Phase::Whole));
-    let calls: [(_, BoxFuture<'_, Result<(), PeerError>>); 8] = [
+    let calls: [(_, BoxFuture<'_, Result<(), PeerError>>); 9] = [
         ("write", Box::pin(async { transport.write(peer, write, timeout).await.map(drop) })),
         ("read", Box::pin(async { transport.read(peer, read, timeout).await.map(drop) })),
         (
             "announce",
             Box::pin(async { transport.announce(&peer.addr, ours, timeout).await.map(drop) }),
         ),
+        ("wall_time", Box::pin(async { transport.wall_time(peer, timeout).await.map(drop) })),
         ("digest", Box::pin(async { transport.digest(peer, timeout).await.map(drop) })),
         (
             "level_digests",

@@ -610,7 +610,7 @@ impl wire::peer_server::Peer for Liar {
         &self,
         _request: Request<wire::DigestRequest>,
     ) -> Result<Response<wire::DigestReply>, Status> {
-        Ok(Response::new(wire::DigestReply { digest: 0 }))
+        Ok(Response::new(wire::DigestReply { digest: 0, wall_time: None }))
     }
 
     async fn level_digests(

@@ -1,6 +1,7 @@
 //! Whole nodes in one process, over the in-memory twins and paused time: how members find each
 //! other and become equal, scenario by scenario.
 
+mod clocks;
 mod convergence;
 mod forgetting;
 mod forgotten;

@@ -1,6 +1,7 @@
 //! Nodes that can be crashed, restarted, wiped and cut off.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use lally::adapters::memory::{
@@ -36,16 +37,25 @@ pub struct Disk {
     book: Arc<MemoryBook>,
 }
 
-/// A wall clock that goes with the time of the test.
-struct Passing {
+/// A wall clock that goes with the time of the test, and that can be set wrong.
+pub struct Passing {
     epoch: u64,
     since: Instant,
+    ahead_ns: AtomicI64,
+}
+
+impl Passing {
+    /// From now on it is this far ahead of what it should say; negative: behind.
+    pub fn set_ahead(&self, nanos: i64) {
+        self.ahead_ns.store(nanos, Ordering::SeqCst);
+    }
 }
 
 impl Clock for Passing {
     fn now(&self) -> Timestamp {
         let passed = u64::try_from(self.since.elapsed().as_nanos()).unwrap();
-        Timestamp::from_nanos(self.epoch + passed)
+        let right = self.epoch + passed;
+        Timestamp::from_nanos(right.saturating_add_signed(self.ahead_ns.load(Ordering::SeqCst)))
     }
 }
 
@@ -55,6 +65,7 @@ pub struct Running {
     pub store: Arc<MemoryStore>,
     pub detector: Arc<TrustingDetector>,
     pub quarantine: Arc<MemoryQuarantine>,
+    pub clock: Arc<Passing>,
 }
 
 impl Disk {
@@ -130,6 +141,8 @@ impl Disk {
         let store = Arc::new(MemoryStore::new());
         let detector = Arc::new(TrustingDetector::new());
         let quarantine = Arc::new(MemoryQuarantine::default());
+        let clock =
+            Arc::new(Passing { epoch: self.wall, since: self.since, ahead_ns: AtomicI64::new(0) });
         let parts = NodeParts {
             store: Arc::clone(&store) as _,
             log: Arc::new(self.log.reopen()),
@@ -137,14 +150,14 @@ impl Disk {
             detector: Arc::clone(&detector) as _,
             book: Arc::clone(&self.book) as _,
             quarantine: Arc::clone(&quarantine) as _,
-            clock: Arc::new(Passing { epoch: self.wall, since: self.since }) as _,
+            clock: Arc::clone(&clock) as _,
             hooks: Vec::new(),
         };
         let node = Node::new(parts, settings, &book, start);
         node.replay().await.unwrap();
         network.attach(&self.addr, book.id, cluster, node.replica_api());
         node.start();
-        Running { node, store, detector, quarantine }
+        Running { node, store, detector, quarantine, clock }
     }
 }
 

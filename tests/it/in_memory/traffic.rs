@@ -93,6 +93,15 @@ impl PeerTransport for Counted {
         self.inner.digest(peer, timeout).await
     }
 
+    async fn wall_time(
+        &self,
+        peer: &Peer,
+        timeout: Duration,
+    ) -> Result<Option<Timestamp>, PeerError> {
+        // Not about data.
+        self.inner.wall_time(peer, timeout).await
+    }
+
     async fn level_digests(
         &self,
         peer: &Peer,

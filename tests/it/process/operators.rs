@@ -75,6 +75,12 @@ fn a_stop_is_safe_while_others_have_everything_and_are_enough() {
     for node in &nodes {
         assert_eq!(wait_safe(node, true), Vec::<String>::new());
     }
+    eventually("the clocks of one machine agree", PATIENCE, || {
+        let cluster = nodes[0].cluster();
+        let members = cluster["members"].as_array().unwrap();
+        let agree = |ms: &Value| ms.as_i64().is_some_and(|ms| ms.abs() < 500);
+        is(members.iter().all(|m| agree(&m["clock_offset_ms"])), &cluster)
+    });
     nodes[2].kill9();
     wait_state(&nodes[0], &nodes[2], "down");
     nodes[0].client().add("missed", "v");

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use lally::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId};
+use lally::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Timestamp};
 use lally::ports::{
     Announcement, ApplyError, Certification, EntryStream, Origin, Peer, PeerError, PeerTransport,
     Refusal, ReplicaApi, WriteReply,
@@ -236,6 +236,16 @@ impl PeerTransport for SimTransport {
         let work: Work<Digest> =
             Arc::new(|replica| Box::pin(std::future::ready(Ok(replica.digest()))));
         self.call(Self::to_peer("digest", peer, work), Detail::Nothing, timeout).await
+    }
+
+    async fn wall_time(
+        &self,
+        peer: &Peer,
+        timeout: Duration,
+    ) -> Result<Option<Timestamp>, PeerError> {
+        let work: Work<Option<Timestamp>> =
+            Arc::new(|replica| Box::pin(std::future::ready(Ok(Some(replica.wall_time())))));
+        self.call(Self::to_peer("wall_time", peer, work), Detail::Nothing, timeout).await
     }
 
     async fn level_digests(

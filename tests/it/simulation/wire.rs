@@ -12,7 +12,7 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use lally::adapters::grpc::{Dial, GrpcOptions, GrpcPeers, ServerOptions, serve_connections};
-use lally::adapters::memory::{MemoryBook, MemoryLog, MemoryStore};
+use lally::adapters::memory::{MemoryBook, MemoryLog, MemoryQuarantine, MemoryStore};
 use lally::adapters::swim::{Swim, SwimOptions};
 use lally::app::{Identity, Node, NodeParts, NodeSettings, Walks};
 use lally::domain::{BucketSet, KeptData, Key, NodeId, QuorumSpec, Start, Timestamp, Value};
@@ -131,6 +131,7 @@ async fn live(place: Arc<Place>) -> turmoil::Result {
         detector: Swim::start(&options, transport),
         book: Arc::clone(&place.book) as _,
         clock: Arc::new(SimClock),
+        quarantine: Arc::new(MemoryQuarantine::default()),
         hooks: Vec::new(),
     };
     let node = Node::new(parts, settings, &book, start);
@@ -156,7 +157,8 @@ async fn ask(place: &Place, node: NodeId, client: Arc<dyn ClientApi>, mut random
     while now() < FAULTY {
         tokio::time::sleep(Duration::from_millis(random.random_range(20..300))).await;
         let key = Key::new(&format!("k{}", random.random_range(0..6))).unwrap();
-        let options = RequestOptions { quorum: Some(QuorumSpec::Majority), timeout: None };
+        let options =
+            RequestOptions { quorum: Some(QuorumSpec::Majority), ..RequestOptions::default() };
         let invoked = now();
         let op = |kind, outcome| Op {
             client: place.site,
