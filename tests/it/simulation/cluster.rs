@@ -16,7 +16,7 @@ use super::disk::Disk;
 use super::history::{Destroyed, Newcomer, Op};
 use super::network::Network;
 use super::transport::SimTransport;
-use super::world::{Detail, Site, World};
+use super::world::{Detail, Site, World, spawn};
 
 /// The default of a request without a timeout of its own.
 pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
@@ -275,7 +275,7 @@ impl Cluster {
         };
         self.world.note("leaves", site, site, Detail::Nothing);
         let this = Arc::clone(self);
-        self.world.spawn(async move {
+        spawn(async move {
             running.node.leave().await;
             if running.life.is_cancelled() {
                 return;

@@ -87,13 +87,11 @@ impl Drawn<'_> {
                 let noise = self.noise();
                 self.push(at, Step::Noise(noise));
             }
-            _ => match world.pick(0..3) {
-                0 => self.push(at, Step::Join),
-                _ => {
-                    self.push(at, Step::DiskFull(site, true));
-                    self.push(at + world.millis(100..5_000), Step::DiskFull(site, false));
-                }
-            },
+            10 if world.chance(333) => self.push(at, Step::Join),
+            _ => {
+                self.push(at, Step::DiskFull(site, true));
+                self.push(at + world.millis(100..5_000), Step::DiskFull(site, false));
+            }
         }
     }
 

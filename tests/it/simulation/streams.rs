@@ -37,7 +37,7 @@ impl SimStream {
     async fn part(&mut self) -> Option<Result<EntryChunk, PeerError>> {
         if self.parts.is_empty() {
             match self.entries.next().await? {
-                Ok(chunk) => self.parts = cut_up(chunk),
+                Ok(chunk) => self.parts = cut_up(&chunk),
                 Err(error) => return Some(Err(error)),
             }
         }
@@ -61,7 +61,7 @@ impl SimStream {
 }
 
 /// The same entries in smaller chunks.
-fn cut_up(chunk: EntryChunk) -> VecDeque<EntryChunk> {
+fn cut_up(chunk: &EntryChunk) -> VecDeque<EntryChunk> {
     let mut parts: VecDeque<EntryChunk> = chunk
         .entries
         .chunks(PART)

@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::network::{Leg, Network};
 use super::streams::SimStream;
-use super::world::{Detail, Site};
+use super::world::{Detail, Site, spawn};
 
 /// A stream that does not begin within this time has timed out.
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
@@ -69,7 +69,7 @@ impl SimTransport {
         let (reply, answered) = oneshot::channel();
         let began = Instant::now();
         let expected = call.expected;
-        self.network.world.spawn(carry(self.network.clone(), self.from, call, reply));
+        spawn(carry(self.network.clone(), self.from, call, reply));
         let answer = async {
             match answered.await {
                 Ok(answer) => answer,
@@ -126,7 +126,7 @@ async fn carry<T: Send + 'static>(
         return;
     }
     if world.chance(noise.duplicates) {
-        world.spawn(repeat(network.clone(), from, call.clone()));
+        spawn(repeat(network.clone(), from, call.clone()));
     }
     let served = (call.work)(Arc::clone(&node.replica)).await;
     if network.attached(to).map(|now| now.life) != Some(node.life) {
@@ -147,8 +147,9 @@ async fn carry<T: Send + 'static>(
 /// A request that arrives once more.
 async fn repeat<T: Send + 'static>(network: Network, from: Site, call: Call<T>) {
     tokio::time::sleep(network.world.millis(0..3_000)).await;
-    let node =
-        network.attached(call.to).filter(|node| !call.expected.is_some_and(|e| e != node.id));
+    let node = network
+        .attached(call.to)
+        .filter(|node| call.expected.is_none_or(|expected| expected == node.id));
     if let Some(node) = node {
         network.world.note("duplicate", from, call.to, Detail::Text(call.what.into()));
         drop((call.work)(node.replica).await);
@@ -220,7 +221,7 @@ impl PeerTransport for SimTransport {
         let copies = 1 + u64::from(network.world.chance(noise.duplicates));
         for _ in 0..copies {
             let (network, packet) = (network.clone(), packet.clone());
-            self.network.world.spawn(async move {
+            spawn(async move {
                 let lost = network.world.chance(noise.lost_requests);
                 if network.travel(from, to).await == Leg::Arrived
                     && !lost

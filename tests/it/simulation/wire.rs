@@ -75,12 +75,15 @@ impl AsyncWrite for Accepted {
     }
 }
 
+/// A node that runs, as it is looked at from outside.
+type Running = (Arc<dyn ClientApi>, Arc<MemoryStore>);
+
 /// What outlives the crashes of one node, and what is seen of it from outside.
 struct Place {
     site: u8,
     log: Arc<MemoryLog>,
     book: Arc<MemoryBook>,
-    running: Mutex<Option<(Arc<dyn ClientApi>, Arc<MemoryStore>)>>,
+    running: Mutex<Option<Running>>,
     ops: Mutex<Vec<Op>>,
     seed: u64,
 }

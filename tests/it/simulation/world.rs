@@ -134,18 +134,19 @@ impl World {
     /// The last events, one a line.
     pub fn tail(&self) -> String {
         let state = self.state();
-        state.trace.tail.iter().map(|event| format!("{event}\n")).collect()
-    }
-
-    /// Starts a task that belongs to the world, not to a node.
-    pub fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
-        #[expect(clippy::disallowed_methods, reason = "the world ends with its runtime")]
-        drop(tokio::spawn(work));
+        let lines: Vec<_> = state.trace.tail.iter().map(ToString::to_string).collect();
+        lines.join("\n")
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap()
     }
+}
+
+/// Starts a task that belongs to the world, not to a node.
+pub fn spawn(work: impl Future<Output = ()> + Send + 'static) {
+    #[expect(clippy::disallowed_methods, reason = "the world ends with its runtime")]
+    drop(tokio::spawn(work));
 }
 
 /// Something that happened.
