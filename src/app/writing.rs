@@ -60,7 +60,8 @@ impl Writer {
         deadline: Instant,
     ) -> Outcome {
         // Without a stamp nothing was sent to anybody.
-        let version = self.stamps.stamp_before(deadline).await.map_err(|error| refusal(&error))?;
+        let version =
+            self.stamps.stamp_before(deadline).await.map_err(|error| ClientError::from(&error))?;
         // It may have had to join again, or have left, while it waited.
         self.members.check_whole().map_err(ClientError::NotReady)?;
         let write = Write { key, content, quorum, deadline };
@@ -364,7 +365,7 @@ impl Running {
         let open = self.here.is_some() || !self.there.is_empty() || self.in_doubt;
         if let (0, false, Some(error)) = (achieved, open, &self.failed_here) {
             return Err(match error {
-                ApplyError::Log(error) => refusal(error),
+                ApplyError::Log(error) => error.into(),
                 other => ClientError::NotReady(other.to_string()),
             });
         }
@@ -390,16 +391,6 @@ impl Running {
 /// The members that must, and may, acknowledge a write.
 fn quorum(write: &Write, view: &MemberView) -> WriteQuorum {
     WriteQuorum::new(write.quorum.among(view.replicas().count()), view.replicas())
-}
-
-fn refusal(error: &LogError) -> ClientError {
-    match error {
-        LogError::Overloaded => ClientError::Overloaded("the log cannot keep up"),
-        LogError::DiskFull => ClientError::DiskFull,
-        LogError::Failed(_) | LogError::Closed | LogError::Corrupt { .. } => {
-            ClientError::ShuttingDown
-        }
-    }
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use crate::domain::{
     StopRisk, Timestamp, Value,
 };
 
-use super::{LogStats, StoreStats};
+use super::{LogError, LogStats, StoreStats};
 
 /// What clients ask of this node. The HTTP adapter calls it, and so may an embedding program.
 ///
@@ -159,6 +159,17 @@ pub enum ForgetError {
     /// This node is starting or stopping. A retry helps later, or at another node.
     #[error(transparent)]
     Unavailable(#[from] ClientError),
+}
+
+/// What a log that did not take a write means to whoever asked for it.
+impl From<&LogError> for ClientError {
+    fn from(error: &LogError) -> Self {
+        match error {
+            LogError::Overloaded => Self::Overloaded("the log cannot keep up"),
+            LogError::DiskFull => Self::DiskFull,
+            LogError::Failed(_) | LogError::Closed | LogError::Corrupt { .. } => Self::ShuttingDown,
+        }
+    }
 }
 
 /// The cluster as one node sees it.

@@ -14,6 +14,7 @@
 mod convert;
 mod dial;
 mod fragments;
+mod gossip;
 mod handshake;
 mod link;
 mod peers;

@@ -10,7 +10,6 @@ use bytes::Bytes;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
@@ -28,6 +27,7 @@ use super::convert::{
 };
 use super::dial::Dial;
 use super::fragments::{MAX_MESSAGE_BYTES, pack};
+use super::gossip::{GOSSIP_QUEUE, send_gossip};
 use super::handshake::{Handshake, error};
 use super::link::Link;
 use super::pulled::Pulled;
@@ -45,12 +45,6 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a pull may take to begin.
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// Packets of the failure detector that wait for one address; more are dropped.
-const GOSSIP_QUEUE: usize = 64;
-
-/// A gossip stream that ended is not opened again before this time has passed.
-const GOSSIP_RETRY: Duration = Duration::from_millis(200);
 
 /// How this node presents itself to its peers.
 #[derive(Debug, Clone)]
@@ -357,7 +351,7 @@ fn stopping() -> PeerError {
     PeerError::Unreachable("this node is stopping".into())
 }
 
-fn client(channel: Channel) -> PeerClient<Channel> {
+pub(super) fn client(channel: Channel) -> PeerClient<Channel> {
     PeerClient::new(channel)
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES)
@@ -371,32 +365,6 @@ async fn within<T>(
         Ok(Ok(response)) => Ok(response.into_inner()),
         Ok(Err(status)) => Err(error(&status)),
         Err(_) => Err(PeerError::TimedOut),
-    }
-}
-
-/// Sends packets to one address, on one stream for as long as it holds.
-async fn send_gossip(
-    channel: Channel,
-    handshake: Handshake,
-    mut packets: mpsc::Receiver<GossipPacket>,
-) {
-    while let Some(first) = packets.recv().await {
-        let (sender, stream) = mpsc::channel(GOSSIP_QUEUE);
-        let request = handshake.request(ReceiverStream::new(stream), None);
-        let mut client = client(channel.clone());
-        let feeding = async {
-            let mut next = Some(first);
-            while let Some(packet) = next {
-                if sender.send(packet).await.is_err() {
-                    return;
-                }
-                next = packets.recv().await;
-            }
-        };
-        tokio::select! {
-            () = feeding => {}
-            _ended = client.gossip(request) => tokio::time::sleep(GOSSIP_RETRY).await,
-        }
     }
 }
 

@@ -357,7 +357,7 @@ fn the_cluster_page_has_the_promised_shape() {
     let reply = client.ask("GET", "/cluster");
     assert_eq!(
         reply.shape(),
-        "{status,cluster,node{id,grpc_addr,http_addr,state},members[],keys,tombstones,digest}"
+        "{status,cluster,node{id,grpc_addr,http_addr,state},members[],keys,tombstones,digest,horizon}"
     );
     let cluster = reply.json();
     assert_eq!(cluster["status"], "success");
@@ -369,7 +369,7 @@ fn the_cluster_page_has_the_promised_shape() {
     assert_eq!(
         client.ask("GET", "/cluster").shape(),
         "{status,cluster,node{id,grpc_addr,http_addr,state},\
-         members[{id,grpc_addr,http_addr,state,hints,in_sync,clock_offset_ms}],keys,tombstones,digest}"
+         members[{id,grpc_addr,http_addr,state,hints,in_sync,clock_offset_ms}],keys,tombstones,digest,horizon}"
     );
 }
 
