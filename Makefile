@@ -45,6 +45,11 @@ faults: ## Five nodes on a failing network: RUNS (10) of SECONDS (60), the resul
 		LALLY_NET_RESULT=docs/results/faults-$$(date -u +%F).md \
 		$(CARGO) test --test it -- --nocapture clients_of_a_cluster_on_a_failing_network
 
+# Each patch in tests/drill is a bug, with the test that must catch it.
+.PHONY: drill
+drill: ## Do the tests notice? Known bugs, put in one by one
+	tests/drill/run
+
 .PHONY: traffic
 traffic: ## What two nodes with KEYS keys (1,000,000), 100 of them differing, exchange to be equal
 	LALLY_TEST_KEYS=$${KEYS:-1000000} $(CARGO) test --test it -- --nocapture what_two_nodes_exchange
