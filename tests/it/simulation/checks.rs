@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 
-use lally::domain::{Content, Entry, Key, Version};
+use lally::domain::{Content, Entry, Key, NodeId, Version};
+use lally::ports::Consistency;
 
 use super::history::{Evidence, FinalState, LATENESS, Op, OpKind, Outcome};
 
@@ -11,7 +12,7 @@ use super::history::{Evidence, FinalState, LATENESS, Op, OpKind, Outcome};
 pub type Check = (&'static str, fn(&Evidence) -> Vec<String>);
 
 /// All checks.
-pub const ALL: [Check; 10] = [
+pub const ALL: [Check; 11] = [
     ("all hold the same", replicas_are_equal),
     ("what the store holds, the log holds", stores_are_logged),
     ("no acknowledged write is missing", acknowledged_writes_are_present),
@@ -19,6 +20,7 @@ pub const ALL: [Check; 10] = [
     ("nothing is invented", nothing_is_invented),
     ("what was refused was not done", the_refused_is_not_done),
     ("reads see acknowledged writes", reads_see_acknowledged_writes),
+    ("confirmed reads do not go back", confirmed_reads_do_not_go_back),
     ("versions follow the order of writes", versions_follow_the_order_of_writes),
     ("a newcomer has what was acknowledged", newcomers_have_what_was_acknowledged),
     ("no request is late", requests_are_in_time),
@@ -176,6 +178,31 @@ pub fn reads_see_acknowledged_writes(evidence: &Evidence) -> Vec<String> {
             let unseen = !is_seen(evidence, read, answer.timestamp, version);
             if unseen && overlap(evidence, write, read) {
                 found.push(format!("{read:?}\n    did not see {version:?}\n    of {write:?}"));
+            }
+        }
+    }
+    found
+}
+
+/// A confirmed read that begins after another one was answered shows the same or something later, also
+/// of writes that nobody acknowledged.
+pub fn confirmed_reads_do_not_go_back(evidence: &Evidence) -> Vec<String> {
+    let confirmed = |op: &&Op| {
+        op.consistency == Consistency::Confirmed && op.kind == OpKind::Get && op.success().is_some()
+    };
+    let reads: Vec<_> = evidence.ops.iter().filter(confirmed).collect();
+    let mut found = Vec::new();
+    for first in &reads {
+        let Some(seen) = first.success().and_then(|answer| answer.timestamp) else { continue };
+        for second in &reads {
+            let shown = second.success().and_then(|answer| answer.timestamp);
+            let went_back = first.key == second.key
+                && second.invoked > first.returned
+                && !is_seen(evidence, second, shown, Version::new(seen, NodeId::new(0)));
+            // A version may have been lost with its disks after it was read.
+            let lost = evidence.destroyed.iter().any(|lost| lost.key == first.key);
+            if went_back && !lost && overlap(evidence, first, second) {
+                found.push(format!("{second:?}\n    shows less than\n    {first:?}"));
             }
         }
     }

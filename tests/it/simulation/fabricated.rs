@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lally::domain::{Content, Digest, Entry, Key, NodeId, Timestamp, Value, Version};
-use lally::ports::{Answer, ClientError, Verdict};
+use lally::ports::{Answer, ClientError, Consistency, Verdict};
 
 use super::checks;
 use super::history::{Destroyed, Evidence, FinalState, Newcomer, Op, OpKind, Outcome};
@@ -47,6 +47,7 @@ fn op(kind: OpKind, site: u8, began: u64, shown: Option<(u64, &str)>) -> Op {
         kind,
         key: key(),
         quorum: None,
+        consistency: Consistency::Default,
         timeout: ms(1_000),
         invoked: ms(began),
         returned: ms(began + 5),
@@ -205,6 +206,25 @@ fn a_read_that_misses_an_acknowledged_write_is_rejected_if_their_quorums_overlap
         evidence.ops[2].invoked = ms(30);
         evidence.replicas.push((ms(32), BTreeSet::from([0, 1, 2, 3, 4])));
         assert_eq!(rejected_by(&evidence), Vec::<&str>::new());
+    }
+}
+
+/// Nobody acknowledged the write that one of them saw.
+#[test]
+fn a_confirmed_read_that_goes_back_is_rejected() {
+    for shown in [Some((20, "b")), None] {
+        let mut evidence = right();
+        evidence.ops[1].outcome = Outcome::Unknown;
+        let mut back = get(40, Some((10, "a")));
+        evidence.ops[2] = get(30, shown);
+        for read in [&mut evidence.ops[2], &mut back] {
+            read.consistency = Consistency::Confirmed;
+        }
+        evidence.ops.push(back);
+        let rejected = rejected_by(&evidence);
+        assert_eq!(rejected.contains(&"confirmed reads do not go back"), shown.is_some());
+        evidence.ops[3].consistency = Consistency::Default;
+        assert!(!rejected_by(&evidence).contains(&"confirmed reads do not go back"));
     }
 }
 

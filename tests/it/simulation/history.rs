@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lally::domain::{Digest, Entry, Key, NodeId, QuorumSpec, Version};
-use lally::ports::{Answer, ClientError, Verdict};
+use lally::ports::{Answer, ClientError, Consistency, Verdict};
 
 use super::world::{Seen, Site};
 
@@ -41,6 +41,7 @@ pub struct Op {
     pub kind: OpKind,
     pub key: Key,
     pub quorum: Option<QuorumSpec>,
+    pub consistency: Consistency,
     pub timeout: Duration,
     pub invoked: Duration,
     pub returned: Duration,

@@ -170,6 +170,7 @@ async fn ask(place: &Place, node: NodeId, client: Arc<dyn ClientApi>, mut random
             kind,
             key: key.clone(),
             quorum: options.quorum,
+            consistency: options.consistency,
             timeout: Duration::from_secs(1),
             invoked,
             returned: now(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use lally::domain::{Key, QuorumSpec, Value};
-use lally::ports::RequestOptions;
+use lally::ports::{Consistency, RequestOptions};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::time::Instant;
@@ -90,6 +90,7 @@ impl Client {
             kind,
             key,
             quorum: options.quorum,
+            consistency: options.consistency,
             timeout,
             invoked,
             returned,
@@ -106,6 +107,8 @@ impl Client {
         };
         let timeout = self.random.random_range(0..4) == 0;
         let timeout = timeout.then(|| Duration::from_millis(self.random.random_range(20..2_500)));
-        RequestOptions { quorum, timeout, ..RequestOptions::default() }
+        let confirmed = self.random.random_range(0..3) == 0;
+        let consistency = if confirmed { Consistency::Confirmed } else { Consistency::Default };
+        RequestOptions { quorum, timeout, consistency }
     }
 }
