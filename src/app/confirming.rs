@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use crate::domain::{Confirmation, KeyedEntry, NodeId, Progress};
 
+use super::asking::Asking;
 use super::reading::Reader;
-use super::settings::UNREACHABLE_GRACE;
 
 /// Replies that wait to be counted; whoever sends one waits for its place.
 const REPLY_QUEUE: usize = 16;
@@ -41,54 +41,30 @@ impl WriteBack {
         &self.sent_to
     }
 
-    /// Sends and collects until the client can be answered; how many replicas hold the entry.
-    pub(super) async fn decide(&mut self, deadline: Instant) -> usize {
-        let mut hedge_at = self.send_as_needed().unwrap_or(deadline);
-        let mut hopeless_since = None;
-        loop {
-            let mut until = deadline;
-            match self.confirmation.progress() {
-                Progress::Met => break,
-                Progress::Unreachable if self.confirmation.outstanding() == 0 => break,
-                Progress::Unreachable => {
-                    let since = *hopeless_since.get_or_insert_with(Instant::now);
-                    until = deadline.min(since + UNREACHABLE_GRACE);
-                }
-                Progress::Pending => {}
-            }
-            tokio::select! {
-                Some((node, held)) = self.replies.recv() => {
-                    if held {
-                        self.confirmation.record_held(node);
-                    } else {
-                        self.confirmation.record_failure(node);
-                    }
-                    if let Some(later) = self.send_as_needed() {
-                        hedge_at = later;
-                    }
-                }
-                () = tokio::time::sleep_until(hedge_at.min(until)) => {
-                    if Instant::now() >= until {
-                        break;
-                    }
-                    let next = self.confirmation.ask_one_more();
-                    hedge_at = next.map_or(deadline, |node| self.send(node));
-                }
-            }
-        }
+    /// The number of replicas known to hold the entry.
+    pub(super) fn achieved(&self) -> usize {
         self.confirmation.achieved()
     }
+}
 
-    /// Sends to as many replicas as must acknowledge; when the slowest of them is worth hedging.
-    fn send_as_needed(&mut self) -> Option<Instant> {
-        let mut hedge_at = None;
-        while let Some(node) = self.confirmation.next_to_ask() {
-            hedge_at = hedge_at.max(Some(self.send(node)));
-        }
-        hedge_at
+impl Asking for WriteBack {
+    fn progress(&self) -> Progress {
+        self.confirmation.progress()
     }
 
-    fn send(&mut self, node: NodeId) -> Instant {
+    fn outstanding(&self) -> usize {
+        self.confirmation.outstanding()
+    }
+
+    fn next_to_ask(&mut self) -> Option<NodeId> {
+        self.confirmation.next_to_ask()
+    }
+
+    fn ask_one_more(&mut self) -> Option<NodeId> {
+        self.confirmation.ask_one_more()
+    }
+
+    fn ask(&mut self, node: NodeId) -> Option<Instant> {
         self.sent_to.push(node);
         let (repair, entry) = (Arc::clone(&self.reader.repair), self.entry.clone());
         let answer = self.answer.clone();
@@ -97,7 +73,17 @@ impl WriteBack {
             // Whoever was answered, or went away, does not need to know.
             answer.send((node, held)).await.ok();
         });
-        self.reader.hedge_at(node)
+        Some(self.reader.hedge_at(node))
+    }
+
+    async fn take_reply(&mut self) -> bool {
+        let Some((node, held)) = self.replies.recv().await else { return false };
+        if held {
+            self.confirmation.record_held(node);
+        } else {
+            self.confirmation.record_failure(node);
+        }
+        true
     }
 }
 

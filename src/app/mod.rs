@@ -12,6 +12,7 @@ pub mod compose;
 
 mod announcer;
 mod apply;
+mod asking;
 mod clocks;
 mod collector;
 mod confirming;

@@ -19,10 +19,10 @@ use crate::domain::{
 use crate::ports::{Answer, Peer, PeerError, PeerTransport, Verdict};
 
 use super::apply::Replica;
+use super::asking::{Asking, decide};
 use super::confirming::WriteBack;
 use super::members::Members;
 use super::repair::ReadRepair;
-use super::settings::UNREACHABLE_GRACE;
 use super::stamps::Stamps;
 use super::tasks::Tasks;
 
@@ -71,7 +71,7 @@ impl Reader {
         let among = |replicas| Required::to_confirm(quorums.read, quorums.write, replicas);
         Box::pin(async move {
             let mut reading = self.begin(key, own_copy, among);
-            reading.decide(deadline).await;
+            decide(&mut reading, deadline).await;
             // What the replicas hold counts here, not that they answered.
             let mut achieved = reading.quorum.holders().len();
             if let (Progress::Met, Some(newest)) =
@@ -80,7 +80,8 @@ impl Reader {
                 let entry = KeyedEntry::new(reading.key.clone(), newest);
                 let confirmation = Confirmation::of(&reading.quorum);
                 let mut write_back = WriteBack::new(Arc::clone(self), entry, confirmation);
-                achieved = write_back.decide(deadline).await;
+                decide(&mut write_back, deadline).await;
+                achieved = write_back.achieved();
                 // If one of them does not take it, it becomes a hint.
                 for node in write_back.sent_to() {
                     reading.quorum.record_repaired(*node);
@@ -99,7 +100,7 @@ impl Reader {
         deadline: Instant,
     ) -> Answer {
         let mut reading = self.begin(key, own_copy, |replicas| quorum.among(replicas));
-        reading.decide(deadline).await;
+        decide(&mut reading, deadline).await;
         let achieved = reading.quorum.achieved();
         reading.answer_with(achieved)
     }
@@ -157,40 +158,6 @@ struct Reading {
 }
 
 impl Reading {
-    /// Asks and collects until the client can be answered.
-    async fn decide(&mut self, deadline: Instant) {
-        let mut hedge_at = self.ask_as_needed().unwrap_or(deadline);
-        let mut hopeless_since = None;
-        loop {
-            let mut until = deadline;
-            match self.quorum.progress() {
-                Progress::Met => return,
-                Progress::Unreachable if self.quorum.outstanding() == 0 => return,
-                Progress::Unreachable => {
-                    let since = *hopeless_since.get_or_insert_with(Instant::now);
-                    until = deadline.min(since + UNREACHABLE_GRACE);
-                }
-                Progress::Pending => {}
-            }
-            tokio::select! {
-                // In this order: what has arrived by the deadline counts.
-                biased;
-                Some(reply) = self.replies.next() => {
-                    self.record(reply);
-                    if let Some(later) = self.ask_as_needed() {
-                        hedge_at = later;
-                    }
-                }
-                () = tokio::time::sleep_until(hedge_at.min(until)) => {
-                    if Instant::now() >= until {
-                        return;
-                    }
-                    hedge_at = self.hedge().unwrap_or(deadline);
-                }
-            }
-        }
-    }
-
     /// The answer, with what is still to be done going on in a task.
     fn answer_with(self, achieved: usize) -> Answer {
         let answer = answer(self.quorum.newest(), self.quorum.required(), achieved);
@@ -219,18 +186,32 @@ impl Reading {
         }
     }
 
-    /// Asks as many peers as the quorum wants; when the slowest of them is worth hedging.
-    fn ask_as_needed(&mut self) -> Option<Instant> {
-        let mut hedge_at = None;
-        while let Some(peer) = self.quorum.next_to_ask() {
-            hedge_at = hedge_at.max(self.ask(peer));
+    fn record(&mut self, (node, result): CopyReply) {
+        match result {
+            Ok(copy) => self.quorum.record_reply(node, copy),
+            Err(error) => {
+                tracing::debug!(peer = %node, %error, "read not answered");
+                self.quorum.record_failure(node);
+            }
         }
-        hedge_at
+    }
+}
+
+impl Asking for Reading {
+    fn progress(&self) -> Progress {
+        self.quorum.progress()
     }
 
-    fn hedge(&mut self) -> Option<Instant> {
-        let peer = self.quorum.ask_one_more()?;
-        self.ask(peer)
+    fn outstanding(&self) -> usize {
+        self.quorum.outstanding()
+    }
+
+    fn next_to_ask(&mut self) -> Option<NodeId> {
+        self.quorum.next_to_ask()
+    }
+
+    fn ask_one_more(&mut self) -> Option<NodeId> {
+        self.quorum.ask_one_more()
     }
 
     fn ask(&mut self, id: NodeId) -> Option<Instant> {
@@ -245,14 +226,10 @@ impl Reading {
         Some(self.reader.hedge_at(id))
     }
 
-    fn record(&mut self, (node, result): CopyReply) {
-        match result {
-            Ok(copy) => self.quorum.record_reply(node, copy),
-            Err(error) => {
-                tracing::debug!(peer = %node, %error, "read not answered");
-                self.quorum.record_failure(node);
-            }
-        }
+    async fn take_reply(&mut self) -> bool {
+        let Some(reply) = self.replies.next().await else { return false };
+        self.record(reply);
+        true
     }
 }
 
