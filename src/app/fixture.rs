@@ -11,7 +11,7 @@ use async_trait::async_trait;
 
 use crate::domain::{
     BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Liveness, Member, NodeId, Phase, Start,
-    Timestamp, Value, Version,
+    Summary, Timestamp, Value, Version,
 };
 use crate::ports::{
     Announcement, Answer, Book, Certification, ClientApi, EntryStream, Hook, LogError, LogRecord,
@@ -203,6 +203,12 @@ fn mock_store(map: &Map) -> MockStore {
         }
     });
     let held = Arc::clone(map);
+    store.expect_expunge().returning(move |key, version| {
+        let mut held = held.lock().unwrap();
+        let is_it = held.get(key).is_some_and(|entry| entry.version == version);
+        is_it && held.remove(key).is_some()
+    });
+    let held = Arc::clone(map);
     store.expect_stats().returning(move || {
         let held = held.lock().unwrap();
         let memory = held.iter().map(|(key, entry)| entry.content.memory_bytes(key) as u64);
@@ -296,6 +302,18 @@ impl PeerTransport for Delayed {
         buckets: BucketSet,
     ) -> Result<Box<dyn EntryStream>, PeerError> {
         self.inner.pull(peer, buckets).await
+    }
+
+    async fn summaries(
+        &self,
+        peer: &Peer,
+        buckets: BucketSet,
+    ) -> Result<Box<dyn EntryStream<Summary>>, PeerError> {
+        self.inner.summaries(peer, buckets).await
+    }
+
+    async fn fetch(&self, peer: &Peer, keys: Vec<Key>) -> Result<Box<dyn EntryStream>, PeerError> {
+        self.inner.fetch(peer, keys).await
     }
 
     async fn fence(

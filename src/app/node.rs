@@ -357,6 +357,11 @@ impl Node {
         &self.members
     }
 
+    /// The data, for tests that exchange it by hand.
+    pub(crate) const fn replica(&self) -> &Arc<Replica> {
+        &self.replica
+    }
+
     /// The hints, for tests that deliver them by hand.
     pub(crate) fn handoff(&self) -> &Handoff {
         &self.handoff

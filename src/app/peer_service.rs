@@ -5,7 +5,8 @@ use std::sync::Arc;
 use async_trait::async_trait;
 
 use crate::domain::{
-    Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, LATE_NS, Phase, Timestamp,
+    Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, LATE_NS, Phase, Summary,
+    Timestamp,
 };
 use crate::ports::{
     Announcement, ApplyError, Certification, Clock, EntryChunk, EntryStream, FailureDetector,
@@ -21,6 +22,13 @@ const CHUNK_BYTES: usize = 256 * 1_024;
 
 /// Entries in a chunk, so that many small ones do not hold up the rest either.
 const CHUNK_ENTRIES: usize = 4_096;
+
+/// What frames the key in a summary, about.
+const SUMMARY_OVERHEAD: usize = 40;
+
+/// Bytes of values that are hashed for a chunk of summaries count for this much less than those that
+/// are sent: a chunk of large values is 4 MiB of hashing, a moment, and then whoever is ready goes on.
+const HASHED_PER_BYTE: usize = 16;
 
 /// Answers peers.
 pub(crate) struct PeerService {
@@ -63,7 +71,19 @@ impl ReplicaApi for PeerService {
     async fn pull(&self, buckets: BucketSet) -> Box<dyn EntryStream> {
         let store = Arc::clone(self.replica.store());
         let keys = self.walks.keys_in(&store, buckets).await.into_iter().peekable();
-        Box::new(StoreStream { store, keys, ended: false })
+        Box::new(StoreStream { store, keys, ended: false, weighed: whole })
+    }
+
+    async fn summaries(&self, buckets: BucketSet) -> Box<dyn EntryStream<Summary>> {
+        let store = Arc::clone(self.replica.store());
+        let keys = self.walks.keys_in(&store, buckets).await.into_iter().peekable();
+        Box::new(StoreStream { store, keys, ended: false, weighed: summary })
+    }
+
+    fn fetch(&self, mut keys: Vec<Key>) -> Box<dyn EntryStream> {
+        keys.sort_by_cached_key(Bucket::of);
+        let (store, keys) = (Arc::clone(self.replica.store()), keys.into_iter().peekable());
+        Box::new(StoreStream { store, keys, ended: false, weighed: whole })
     }
 
     async fn announce(&self, announcement: Announcement) -> Result<Announcement, Refusal> {
@@ -102,18 +122,34 @@ impl ReplicaApi for PeerService {
     }
 }
 
-/// The entries of some keys, read when their turn comes.
-struct StoreStream {
+/// The entries of some keys, or what is told of them, read when their turn comes.
+struct StoreStream<T> {
     store: Arc<dyn Store>,
     /// Ordered by bucket.
     keys: std::iter::Peekable<std::vec::IntoIter<Key>>,
     /// Whether the last chunk is out; there is one even if there are no keys.
     ended: bool,
+    /// What is told of an entry, and how much of a chunk that takes, in bytes.
+    weighed: fn(Key, Entry) -> (T, usize),
+}
+
+fn whole(key: Key, entry: Entry) -> (KeyedEntry, usize) {
+    let keyed = KeyedEntry::new(key, entry);
+    let bytes = keyed.payload_bytes();
+    (keyed, bytes)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "in the place of one that keeps the entry")]
+fn summary(key: Key, entry: Entry) -> (Summary, usize) {
+    let hashed = entry.payload_bytes(&key) / HASHED_PER_BYTE;
+    let summary = Summary::of(key, &entry);
+    let bytes = summary.key.as_str().len() + SUMMARY_OVERHEAD + hashed;
+    (summary, bytes)
 }
 
 #[async_trait]
-impl EntryStream for StoreStream {
-    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+impl<T: Send + 'static> EntryStream<T> for StoreStream<T> {
+    async fn next(&mut self) -> Option<Result<EntryChunk<T>, PeerError>> {
         if self.ended {
             return None;
         }
@@ -125,9 +161,9 @@ impl EntryStream for StoreStream {
                 complete_through = Some(bucket);
             }
             if let Some(entry) = self.store.get(&key) {
-                let keyed = KeyedEntry::new(key, entry);
-                bytes += keyed.payload_bytes();
-                entries.push(keyed);
+                let (told, weight) = (self.weighed)(key, entry);
+                bytes += weight;
+                entries.push(told);
             }
             if bytes >= CHUNK_BYTES || entries.len() >= CHUNK_ENTRIES {
                 break;

@@ -1,8 +1,9 @@
 //! `Reconciler`: the comparison of two nodes, the one mechanism that alone makes replicas equal.
 //!
 //! Two nodes compare digests; if they differ, those of groups of buckets, then those of the buckets
-//! in groups that differ; then they exchange the entries of the buckets that differ, both ways, through the ordinary merge. A second look, a
-//! moment later, filters differences that are only writes under way. A comparison that breaks off
+//! in groups that differ; then what differs in those buckets goes both ways (`exchange.rs`), through
+//! the ordinary merge. A second look, a moment later, filters differences that are only writes under
+//! way. A comparison that breaks off
 //! has lost nothing: what was exchanged is merged, and the next one finds the rest.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -15,7 +16,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::domain::{
-    Bucket, BucketSet, DigestLevel, EqualRound, Evidence, Liveness, NodeId, Phase, Timestamp,
+    BucketSet, DigestLevel, EqualRound, Evidence, Liveness, NodeId, Phase, Timestamp,
 };
 use crate::ports::{Clock, ComparisonStats, Peer, PeerError};
 
@@ -31,9 +32,6 @@ const MAX_ROUNDS: usize = 8;
 
 /// Entries stamped this long before a round began were not under way: they were missing.
 const UNDER_WAY_NS: u64 = 2_000_000_000;
-
-/// How long a peer may take to begin a stream of entries.
-const FIRST_CHUNK_WITHIN: Duration = Duration::from_secs(30);
 
 /// A peer whose comparison failed is tried again this much later.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
@@ -187,7 +185,8 @@ impl Reconciler {
                 // This node lacks them until its clock is right, or they have come of age.
                 return Ok(None);
             }
-            let settled = moved.oldest.is_none_or(|at| began.nanos_after(at) < UNDER_WAY_NS);
+            let settled = moved.vanished == 0
+                && moved.oldest.is_none_or(|at| began.nanos_after(at) < UNDER_WAY_NS);
             if settled && round > 0 {
                 return Ok(Some(began));
             }
@@ -222,27 +221,7 @@ impl Reconciler {
         self.sides.count(|counts| counts.differing_buckets += buckets.len() as u64);
         let store = self.sides.replica.store();
         let own_keys = self.sides.walks.keys_in(store, buckets.clone()).await;
-        let mut exchange = Exchange::new(&self.sides, peer, own_keys, beyond);
-        let mut stream = self.sides.transport.pull(peer, buckets).await?;
-        let mut complete_through = None;
-        // The peer walks over all its keys before it sends the first ones.
-        let mut patience = FIRST_CHUNK_WITHIN;
-        loop {
-            let next = tokio::time::timeout(patience, stream.next()).await;
-            let Some(chunk) = next.map_err(|_| PeerError::TimedOut)?.transpose()? else { break };
-            patience = self.sides.peer_timeout;
-            exchange.take_in(chunk.entries).await?;
-            if let Some(through) = chunk.complete_through {
-                exchange.give_through(through).await?;
-                complete_through = Some(through);
-            }
-        }
-        if complete_through != Some(Bucket::LAST) {
-            // The peer stopped in the middle: what did not come is not what it does not hold.
-            return Err(PeerError::TimedOut);
-        }
-        exchange.push().await?;
-        Ok(exchange.moved)
+        Exchange::new(&self.sides, peer, own_keys, beyond).run(&buckets).await
     }
 
     /// Says whether every comparison went through.

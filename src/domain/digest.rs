@@ -4,8 +4,8 @@
 //! [`BUCKETS`] buckets by the hash of its key. A bucket's digest is the XOR of the fingerprints in
 //! it, so a write changes it in O(1), in any order; the XOR of 256 buckets in a row is the digest of
 //! their [`Group`], that of all buckets the node's [`Digest`]. Two nodes compare digests, then those
-//! of the groups, then those of the buckets in groups that differ, and exchange only what lies in
-//! buckets that differ: what they tell each other follows the difference, not the data (the Merkle
+//! of the groups, then those of the buckets in groups that differ, and look only at what lies in
+//! buckets that differ ([`Summary`](super::Summary)): what they tell each other follows the difference, not the data (the Merkle
 //! trees of Dynamo, 2007; the inner levels are folded from the buckets when they are asked for).
 //!
 //! The hash is XXH3, stable across nodes and versions of Lally. It guards against accidents, not
@@ -218,6 +218,12 @@ impl BucketSet {
         Self(self.0.iter().zip(other.0.iter()).map(|(a, b)| a & b).collect())
     }
 
+    /// The buckets that are in this set and not in the other.
+    #[must_use]
+    pub fn difference(&self, other: &Self) -> Self {
+        Self(self.0.iter().zip(other.0.iter()).map(|(a, b)| a & !b).collect())
+    }
+
     /// Whether the bucket is in the set.
     pub fn contains(&self, bucket: Bucket) -> bool {
         self.0.get(bucket.index() / 64).is_some_and(|w| w & (1 << (bucket.index() % 64)) != 0)
@@ -245,6 +251,16 @@ impl BucketSet {
         }
         let (words, _) = bytes.as_chunks::<8>();
         Some(Self(words.iter().map(|w| u64::from_le_bytes(*w)).collect()))
+    }
+}
+
+impl FromIterator<Bucket> for BucketSet {
+    fn from_iter<I: IntoIterator<Item = Bucket>>(buckets: I) -> Self {
+        let mut set = Self::none();
+        for bucket in buckets {
+            set.insert(bucket);
+        }
+        set
     }
 }
 
@@ -350,6 +366,9 @@ mod tests {
             }
             prop_assert_eq!(BucketSet::from_bytes(&set.to_bytes()), Some(set.clone()));
             prop_assert!(buckets.iter().all(|b| set.contains(Bucket::new(*b))));
+            let rest = BucketSet::all().difference(&set);
+            prop_assert_eq!(rest.len() + set.len(), BUCKETS);
+            prop_assert!(rest.intersection(&set).is_empty());
         }
     }
 }

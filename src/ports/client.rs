@@ -263,6 +263,8 @@ pub struct ComparisonStats {
     pub rounds: u64,
     /// Buckets in which entries were exchanged.
     pub differing_buckets: u64,
+    /// Summaries of entries that were got, to see which of them differ.
+    pub summaries: u64,
     /// Entries taken over.
     pub entries_pulled: u64,
     /// Entries sent.

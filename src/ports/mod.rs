@@ -31,8 +31,8 @@ pub use hook::{Effect, Hook, OpKind, Operation, Origin, Veto};
 pub use log::{LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed};
 pub use quarantine::{Quarantine, QuarantineError};
 pub use replica::{
-    ApplyError, Certification, EntryChunk, EntryStream, NotCertified, NotWhole, ReplicaApi,
-    WriteReply,
+    ApplyError, Certification, EntryChunk, EntryStream, MAX_FETCHED, NotCertified, NotWhole,
+    ReplicaApi, WriteReply,
 };
 pub use store::{Merged, Store, StoreStats};
 pub use transport::{

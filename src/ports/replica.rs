@@ -5,7 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::domain::{
-    Bucket, BucketSet, ClockDrift, Digest, DigestLevel, Entry, Key, KeyedEntry, Timestamp, Version,
+    Bucket, BucketSet, ClockDrift, Digest, DigestLevel, Entry, Key, KeyedEntry, Summary, Timestamp,
+    Version,
 };
 
 use super::{Announcement, LogError, Origin, PeerError, Refusal};
@@ -45,6 +46,13 @@ pub trait ReplicaApi: Send + Sync + 'static {
     /// Streams every entry of these buckets, in the order of the buckets. The last chunk is complete
     /// through [`Bucket::LAST`]; a stream that ends without it was broken off.
     async fn pull(&self, buckets: BucketSet) -> Box<dyn EntryStream>;
+
+    /// Streams a summary of every entry of these buckets, as [`pull`](Self::pull) the entries.
+    async fn summaries(&self, buckets: BucketSet) -> Box<dyn EntryStream<Summary>>;
+
+    /// Streams the entries of these keys, at most [`MAX_FETCHED`] of them, those that are held. The
+    /// end is as that of a [`pull`](Self::pull).
+    fn fetch(&self, keys: Vec<Key>) -> Box<dyn EntryStream>;
 
     /// A peer states itself and what it knows of the members; this node answers with the same.
     ///
@@ -127,20 +135,23 @@ pub enum ApplyError {
     NotReady(&'static str),
 }
 
-/// Entries, chunk by chunk.
+/// The most keys, and bytes of keys, in one [`fetch`](ReplicaApi::fetch).
+pub const MAX_FETCHED: (usize, usize) = (4_096, 256 * 1_024);
+
+/// Entries, or summaries of them, chunk by chunk.
 #[async_trait]
-pub trait EntryStream: Send {
+pub trait EntryStream<T: Send + 'static = KeyedEntry>: Send {
     /// The next chunk; `None` at the end. After an error the stream has ended.
     ///
     /// Cancel safe: a chunk is either returned or comes with the next call.
-    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>>;
+    async fn next(&mut self) -> Option<Result<EntryChunk<T>, PeerError>>;
 }
 
 /// A part of a stream of entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct EntryChunk {
+pub struct EntryChunk<T = KeyedEntry> {
     /// Entries, about 256 KiB of them; a chunk may have none.
-    pub entries: Vec<KeyedEntry>,
+    pub entries: Vec<T>,
     /// All asked-for buckets up to this one are complete with this chunk.
     pub complete_through: Option<Bucket>,
 }

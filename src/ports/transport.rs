@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::domain::{
-    BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Member, NodeId, Timestamp,
+    BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Member, NodeId, Summary, Timestamp,
 };
 
 use super::{Certification, EntryStream, WriteReply};
@@ -84,6 +84,17 @@ pub trait PeerTransport: Send + Sync + 'static {
         peer: &Peer,
         buckets: BucketSet,
     ) -> Result<Box<dyn EntryStream>, PeerError>;
+
+    /// Streams summaries of the peer's entries in these buckets, as [`pull`](Self::pull) the entries.
+    async fn summaries(
+        &self,
+        peer: &Peer,
+        buckets: BucketSet,
+    ) -> Result<Box<dyn EntryStream<Summary>>, PeerError>;
+
+    /// Streams the peer's entries of these keys, at most [`MAX_FETCHED`](super::MAX_FETCHED) of them;
+    /// those it does not hold are left out. The end is as that of a [`pull`](Self::pull).
+    async fn fetch(&self, peer: &Peer, keys: Vec<Key>) -> Result<Box<dyn EntryStream>, PeerError>;
 
     /// Has the peer merge many entries in, away from the way of `write` and `read`. `Ok` means that
     /// it holds each of them or a newer one, but for those it refuses for their clock. After an error

@@ -9,9 +9,11 @@ use tonic::Status;
 
 use crate::domain::{
     Bucket, BucketSet, DigestLevel, Entry, Group, Key, KeyedEntry, MAX_VALUE_BYTES, Member, NodeId,
-    Phase, Timestamp, Value, Version,
+    Phase, Summary, Timestamp, Value, Version,
 };
-use crate::ports::{Announcement, Certification, EntryChunk, PeerError, ProtocolRange, WriteReply};
+use crate::ports::{
+    Announcement, Certification, EntryChunk, MAX_FETCHED, PeerError, ProtocolRange, WriteReply,
+};
 
 use super::wire;
 
@@ -123,18 +125,67 @@ pub(super) fn copy_to_wire(copy: Option<&Entry>) -> wire::reply::Kind {
 pub(super) fn chunk_to_wire(chunk: &EntryChunk) -> wire::Chunk {
     wire::Chunk {
         entries: chunk.entries.iter().map(keyed_to_wire).collect(),
-        complete_through: chunk
-            .complete_through
-            .and_then(|bucket| u32::try_from(bucket.index()).ok()),
+        complete_through: bucket_to_wire(chunk.complete_through),
         fragment: None,
     }
 }
 
 pub(super) fn chunk_from_wire(chunk: &wire::Chunk) -> Result<EntryChunk, Malformed> {
     let entries = chunk.entries.iter().map(keyed_from_wire).collect::<Result<_, _>>()?;
-    let complete_through = chunk.complete_through.map(u16::try_from).transpose();
-    let complete_through = complete_through.map_err(|_| Malformed::from("a bucket too high"))?;
-    Ok(EntryChunk { entries, complete_through: complete_through.map(Bucket::new) })
+    Ok(EntryChunk { entries, complete_through: bucket_from_wire(chunk.complete_through)? })
+}
+
+pub(super) fn summaries_to_wire(chunk: &EntryChunk<Summary>) -> wire::SummaryChunk {
+    let summary = |summary: &Summary| wire::Summary {
+        key: Bytes::copy_from_slice(summary.key.as_str().as_bytes()),
+        timestamp: summary.version.timestamp.as_nanos(),
+        node: summary.version.node.as_u64(),
+        hash: summary.hash,
+        removed: summary.is_tombstone,
+    };
+    wire::SummaryChunk {
+        summaries: chunk.entries.iter().map(summary).collect(),
+        complete_through: bucket_to_wire(chunk.complete_through),
+        fragment: None,
+    }
+}
+
+pub(super) fn summaries_from_wire(
+    chunk: &wire::SummaryChunk,
+) -> Result<EntryChunk<Summary>, Malformed> {
+    let summary = |summary: &wire::Summary| {
+        Ok(Summary {
+            key: key_from_wire(&summary.key)?,
+            version: version(summary.timestamp, summary.node),
+            is_tombstone: summary.removed,
+            hash: summary.hash,
+        })
+    };
+    let entries = chunk.summaries.iter().map(summary).collect::<Result<_, Malformed>>()?;
+    Ok(EntryChunk { entries, complete_through: bucket_from_wire(chunk.complete_through)? })
+}
+
+pub(super) fn keys_to_wire(keys: &[Key]) -> wire::FetchRequest {
+    let key = |key: &Key| Bytes::copy_from_slice(key.as_str().as_bytes());
+    wire::FetchRequest { keys: keys.iter().map(key).collect() }
+}
+
+pub(super) fn keys_from_wire(request: &wire::FetchRequest) -> Result<Vec<Key>, Malformed> {
+    let (count, bytes) = MAX_FETCHED;
+    let asked_bytes: usize = request.keys.iter().map(Bytes::len).sum();
+    if request.keys.len() > count || asked_bytes > bytes {
+        return Err(Malformed(format!("{} keys to fetch at once", request.keys.len())));
+    }
+    request.keys.iter().map(|key| key_from_wire(key)).collect()
+}
+
+fn bucket_to_wire(bucket: Option<Bucket>) -> Option<u32> {
+    bucket.and_then(|bucket| u32::try_from(bucket.index()).ok())
+}
+
+fn bucket_from_wire(number: Option<u32>) -> Result<Option<Bucket>, Malformed> {
+    let number = number.map(u16::try_from).transpose();
+    Ok(number.map_err(|_| Malformed::from("a bucket too high"))?.map(Bucket::new))
 }
 
 pub(super) fn buckets_from_wire(bitmap: &[u8]) -> Result<BucketSet, Malformed> {
@@ -302,6 +353,12 @@ mod tests {
             if let Ok(chunk) = wire::Chunk::decode(bytes.as_slice()) {
                 drop(chunk_from_wire(&chunk));
             }
+            if let Ok(chunk) = wire::SummaryChunk::decode(bytes.as_slice()) {
+                drop(summaries_from_wire(&chunk));
+            }
+            if let Ok(request) = wire::FetchRequest::decode(bytes.as_slice()) {
+                drop(keys_from_wire(&request));
+            }
         }
     }
 
@@ -324,6 +381,19 @@ mod tests {
         assert!(level_from_wire(&[3, 3]).is_err() && level_from_wire(&[4, 3]).is_err());
         let chunk = wire::Chunk { complete_through: Some(65_536), ..wire::Chunk::default() };
         assert!(chunk_from_wire(&chunk).is_err());
+    }
+
+    #[test]
+    fn a_fetch_is_bounded_by_keys_and_by_their_bytes() {
+        let request =
+            |count, bytes| wire::FetchRequest { keys: vec![vec![b'k'; bytes].into(); count] };
+        for (count, bytes) in [(1, 1), (4_096, 64), (256, 1_024)] {
+            let keys = keys_from_wire(&request(count, bytes)).unwrap();
+            assert_eq!(keys_to_wire(&keys), request(count, bytes));
+        }
+        for (count, bytes) in [(4_097, 1), (257, 1_024), (1, 0), (1, 1_025)] {
+            assert!(keys_from_wire(&request(count, bytes)).is_err(), "{count} of {bytes}");
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@
 use bytes::{Bytes, BytesMut};
 use prost::Message;
 
-use super::wire::{Chunk, Entry, Fragment, ReplyBatch, RequestBatch};
+use super::wire::{Chunk, Entry, Fragment, ReplyBatch, RequestBatch, SummaryChunk};
 
 /// Largest message, in bytes, on the wire. Set on both ends of every call.
 pub(super) const MAX_MESSAGE_BYTES: usize = 1 << 20;
@@ -45,6 +45,7 @@ macro_rules! fragmented {
 fragmented!(RequestBatch);
 fragmented!(ReplyBatch);
 fragmented!(Chunk);
+fragmented!(SummaryChunk);
 
 /// The message as it travels: itself, or in parts.
 pub(super) fn split<M: Fragmented>(message: M) -> Vec<M> {

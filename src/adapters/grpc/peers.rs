@@ -16,14 +16,16 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
 
-use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Timestamp};
+use crate::domain::{
+    BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Summary, Timestamp,
+};
 use crate::ports::{
     Announcement, Certification, EntryStream, Peer, PeerError, PeerTransport, WriteReply,
 };
 
 use super::convert::{
     announcement_from_wire, announcement_to_wire, certification_to_wire, copy_from_wire,
-    digests_from_wire, keyed_to_wire, level_to_wire, reply_from_wire,
+    digests_from_wire, keyed_to_wire, keys_to_wire, level_to_wire, reply_from_wire,
 };
 use super::dial::Dial;
 use super::fragments::{MAX_MESSAGE_BYTES, pack};
@@ -290,7 +292,28 @@ impl PeerTransport for GrpcPeers {
         let request = PullRequest { buckets: buckets.to_bytes().into() };
         let request = self.handshake.request(request, Some(peer.id));
         let messages = within(PULL_TIMEOUT, client.pull(request)).await?;
-        Ok(Box::new(Pulled::new(messages)))
+        Ok(Box::new(Pulled::entries(messages)))
+    }
+
+    async fn summaries(
+        &self,
+        peer: &Peer,
+        buckets: BucketSet,
+    ) -> Result<Box<dyn EntryStream<Summary>>, PeerError> {
+        let _call = self.begin()?;
+        let mut client = client(self.place(&peer.addr)?.bulk);
+        let request = PullRequest { buckets: buckets.to_bytes().into() };
+        let request = self.handshake.request(request, Some(peer.id));
+        let messages = within(PULL_TIMEOUT, client.summaries(request)).await?;
+        Ok(Box::new(Pulled::summaries(messages)))
+    }
+
+    async fn fetch(&self, peer: &Peer, keys: Vec<Key>) -> Result<Box<dyn EntryStream>, PeerError> {
+        let _call = self.begin()?;
+        let mut client = client(self.place(&peer.addr)?.bulk);
+        let request = self.handshake.request(keys_to_wire(&keys), Some(peer.id));
+        let messages = within(PULL_TIMEOUT, client.fetch(request)).await?;
+        Ok(Box::new(Pulled::entries(messages)))
     }
 
     async fn push(

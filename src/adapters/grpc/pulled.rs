@@ -1,36 +1,50 @@
-//! The entries that a peer streams to this node, put together from its messages.
+//! What a peer streams to this node, entries or summaries, put together from its messages.
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
 use tonic::Streaming;
 
+use crate::domain::{KeyedEntry, Summary};
 use crate::ports::{EntryChunk, EntryStream, PeerError};
 
-use super::convert::chunk_from_wire;
-use super::fragments::Reassembly;
+use super::convert::{Malformed, chunk_from_wire, summaries_from_wire};
+use super::fragments::{Fragmented, Reassembly};
 use super::handshake::error;
-use super::wire::Chunk;
+use super::wire::{Chunk, SummaryChunk};
 
-/// The entries of a peer, as they come.
-pub(super) struct Pulled {
-    messages: Streaming<Chunk>,
+/// The chunks of a peer, as they come.
+pub(super) struct Pulled<M, T> {
+    messages: Streaming<M>,
     reassembly: Reassembly,
+    from_wire: fn(&M) -> Result<EntryChunk<T>, Malformed>,
     ended: bool,
 }
 
-impl Pulled {
-    pub(super) fn new(messages: Streaming<Chunk>) -> Self {
-        Self { messages, reassembly: Reassembly::default(), ended: false }
+impl Pulled<Chunk, KeyedEntry> {
+    pub(super) fn entries(messages: Streaming<Chunk>) -> Self {
+        Self::new(messages, chunk_from_wire)
+    }
+}
+
+impl Pulled<SummaryChunk, Summary> {
+    pub(super) fn summaries(messages: Streaming<SummaryChunk>) -> Self {
+        Self::new(messages, summaries_from_wire)
+    }
+}
+
+impl<M: Fragmented, T> Pulled<M, T> {
+    fn new(messages: Streaming<M>, from_wire: fn(&M) -> Result<EntryChunk<T>, Malformed>) -> Self {
+        Self { messages, reassembly: Reassembly::default(), from_wire, ended: false }
     }
 
-    async fn read(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+    async fn read(&mut self) -> Option<Result<EntryChunk<T>, PeerError>> {
         loop {
             let part = match self.messages.next().await? {
                 Ok(part) => part,
                 Err(status) => return Some(Err(error(&status))),
             };
             match self.reassembly.accept(part) {
-                Ok(Some(chunk)) => return Some(chunk_from_wire(&chunk).map_err(Into::into)),
+                Ok(Some(chunk)) => return Some((self.from_wire)(&chunk).map_err(Into::into)),
                 Ok(None) => {}
                 Err(why) => return Some(Err(PeerError::Protocol(why))),
             }
@@ -39,8 +53,8 @@ impl Pulled {
 }
 
 #[async_trait]
-impl EntryStream for Pulled {
-    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+impl<M: Fragmented, T: Send + 'static> EntryStream<T> for Pulled<M, T> {
+    async fn next(&mut self) -> Option<Result<EntryChunk<T>, PeerError>> {
         if self.ended {
             return None;
         }

@@ -15,21 +15,21 @@ use tonic::transport::server::{Connected, TcpIncoming};
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::domain::NodeId;
-use crate::ports::{ApplyError, Origin, ReplicaApi};
+use crate::ports::{ApplyError, EntryChunk, EntryStream, Origin, ReplicaApi};
 
 use super::convert::{
     announcement_from_wire, announcement_to_wire, buckets_from_wire, certification_from_wire,
-    chunk_from_wire, level_from_wire,
+    chunk_from_wire, chunk_to_wire, keys_from_wire, level_from_wire, summaries_to_wire,
 };
 use super::dial::Connection;
-use super::fragments::{MAX_MESSAGE_BYTES, Reassembly};
+use super::fragments::{Fragmented, MAX_MESSAGE_BYTES, Reassembly};
 use super::handshake::{Handshake, refused};
-use super::streams::{Outbox, send_entries, serve_data};
+use super::streams::{Outbox, send_chunks, serve_data};
 use super::wire::peer_server::{Peer, PeerServer};
 use super::wire::{
-    Announcement, Chunk, DigestReply, DigestRequest, FenceReply, FenceRequest, GossipEnd,
-    GossipPacket, LevelDigestsReply, LevelDigestsRequest, PullRequest, PushReply, ReplyBatch,
-    RequestBatch,
+    Announcement, Chunk, DigestReply, DigestRequest, FenceReply, FenceRequest, FetchRequest,
+    GossipEnd, GossipPacket, LevelDigestsReply, LevelDigestsRequest, PullRequest, PushReply,
+    ReplyBatch, RequestBatch, SummaryChunk,
 };
 
 /// Calls at a time on one connection. (Tonic sets none by itself.)
@@ -128,6 +128,24 @@ struct Service {
     stop: CancellationToken,
 }
 
+impl Service {
+    /// The answer that brings what a stream brings, once that has begun.
+    fn streamed<T: Send + 'static, M: Fragmented + 'static>(
+        &self,
+        beginning: impl Future<Output = Box<dyn EntryStream<T>>> + Send + 'static,
+        to_wire: fn(&EntryChunk<T>) -> M,
+    ) -> Response<ReceiverStream<Result<M, Status>>> {
+        let (chunks, stream) = mpsc::channel(1);
+        let stop = self.stop.clone();
+        let sending =
+            async move { send_chunks(beginning.await, Outbox::new(chunks), to_wire).await };
+        self.tasks.spawn(async move {
+            stop.run_until_cancelled_owned(sending).await;
+        });
+        Response::new(ReceiverStream::new(stream))
+    }
+}
+
 #[async_trait]
 impl Peer for Service {
     async fn announce(
@@ -207,17 +225,32 @@ impl Peer for Service {
     ) -> Result<Response<Self::PullStream>, Status> {
         self.handshake.check(request.metadata())?;
         let buckets = buckets_from_wire(&request.into_inner().buckets)?;
-        let (chunks, stream) = mpsc::channel(1);
-        let (replica, stop) = (Arc::clone(&self.replica), self.stop.clone());
+        let replica = Arc::clone(&self.replica);
         // The answer begins at once: the entries come after a walk over all keys.
-        let sending = async move {
-            let entries = replica.pull(buckets).await;
-            send_entries(entries, Outbox::new(chunks)).await;
-        };
-        self.tasks.spawn(async move {
-            stop.run_until_cancelled_owned(sending).await;
-        });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        Ok(self.streamed(async move { replica.pull(buckets).await }, chunk_to_wire))
+    }
+
+    type SummariesStream = ReceiverStream<Result<SummaryChunk, Status>>;
+
+    async fn summaries(
+        &self,
+        request: Request<PullRequest>,
+    ) -> Result<Response<Self::SummariesStream>, Status> {
+        self.handshake.check(request.metadata())?;
+        let buckets = buckets_from_wire(&request.into_inner().buckets)?;
+        let replica = Arc::clone(&self.replica);
+        Ok(self.streamed(async move { replica.summaries(buckets).await }, summaries_to_wire))
+    }
+
+    type FetchStream = ReceiverStream<Result<Chunk, Status>>;
+
+    async fn fetch(
+        &self,
+        request: Request<FetchRequest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        self.handshake.check(request.metadata())?;
+        let entries = self.replica.fetch(keys_from_wire(&request.into_inner())?);
+        Ok(self.streamed(std::future::ready(entries), chunk_to_wire))
     }
 
     async fn fence(&self, request: Request<FenceRequest>) -> Result<Response<FenceReply>, Status> {

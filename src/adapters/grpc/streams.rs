@@ -1,4 +1,5 @@
-//! The server's side of long streams: the data plane, and entries for whoever pulls them.
+//! The server's side of long streams: the data plane, and entries, or summaries of
+//! them, for whoever asks for many.
 
 use std::sync::Arc;
 
@@ -9,11 +10,11 @@ use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
 
 use crate::domain::{Key, KeyedEntry};
-use crate::ports::{EntryStream, Origin, ReplicaApi};
+use crate::ports::{EntryChunk, EntryStream, Origin, ReplicaApi};
 
-use super::convert::{chunk_to_wire, copy_to_wire, key_from_wire, keyed_from_wire, reply_to_wire};
+use super::convert::{copy_to_wire, key_from_wire, keyed_from_wire, reply_to_wire};
 use super::fragments::{BATCH_BYTES, Fragmented, Reassembly, split};
-use super::wire::{Chunk, Reply, ReplyBatch, RequestBatch, reply, request};
+use super::wire::{Reply, ReplyBatch, RequestBatch, reply, request};
 
 /// Batches of one stream whose writes wait for the log at a time; then the stream is not read on.
 const BATCHES_AT_A_TIME: usize = 64;
@@ -75,12 +76,16 @@ async fn send_replies(outbox: &Outbox<ReplyBatch>, replies: impl Iterator<Item =
     }
 }
 
-/// Sends the entries of a stream, chunk by chunk, as fast as they are taken.
-pub(super) async fn send_entries(mut entries: Box<dyn EntryStream>, chunks: Outbox<Chunk>) {
+/// Sends what a stream brings, chunk by chunk, as fast as it is taken.
+pub(super) async fn send_chunks<T: Send + 'static, M: Fragmented>(
+    mut entries: Box<dyn EntryStream<T>>,
+    chunks: Outbox<M>,
+    to_wire: fn(&EntryChunk<T>) -> M,
+) {
     while let Some(next) = entries.next().await {
         match next {
             Ok(chunk) => {
-                if !chunks.send(chunk_to_wire(&chunk)).await {
+                if !chunks.send(to_wire(&chunk)).await {
                     return;
                 }
             }

@@ -314,6 +314,7 @@ impl Scrape {
         let stats = self.api.stats();
         let ComparisonStats {
             differing_buckets: differing,
+            summaries,
             entries_pulled: pulled,
             entries_pushed: pushed,
             bytes_pushed: bytes,
@@ -329,6 +330,7 @@ impl Scrape {
             ("entries_synced", "Entries taken over by comparison", stats.entries_synced),
             ("comparison_rounds", "Rounds of comparison with a peer", stats.comparison.rounds),
             ("comparison_differing_buckets", "Buckets exchanged", differing),
+            ("comparison_summaries", "Summaries of entries got by comparison", summaries),
             ("comparison_entries_pulled", "Entries got by comparison", pulled),
             ("comparison_entries_pushed", "Entries sent by comparison", pushed),
             ("comparison_bytes_pushed", "Bytes of keys and values sent by comparison", bytes),

@@ -11,7 +11,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 
-use crate::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Timestamp};
+use crate::domain::{
+    BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Summary, Timestamp,
+};
 use crate::ports::{
     Announcement, ApplyError, Certification, EntryChunk, EntryStream, Origin, Peer, PeerError,
     PeerTransport, Refusal, ReplicaApi, WriteReply,
@@ -192,6 +194,20 @@ impl PeerTransport for MemoryTransport {
         Ok(Box::new(Pulled::Begins(Box::pin(beginning))))
     }
 
+    async fn summaries(
+        &self,
+        peer: &Peer,
+        buckets: BucketSet,
+    ) -> Result<Box<dyn EntryStream<Summary>>, PeerError> {
+        let replica = self.reach_peer(peer, PULL_TIMEOUT).await?;
+        let beginning = async move { replica.summaries(buckets).await };
+        Ok(Box::new(Pulled::Begins(Box::pin(beginning))))
+    }
+
+    async fn fetch(&self, peer: &Peer, keys: Vec<Key>) -> Result<Box<dyn EntryStream>, PeerError> {
+        Ok(self.reach_peer(peer, PULL_TIMEOUT).await?.fetch(keys))
+    }
+
     async fn push(
         &self,
         peer: &Peer,
@@ -226,14 +242,14 @@ impl PeerTransport for MemoryTransport {
 }
 
 /// The entries of a peer, which looks for them before the first one comes.
-enum Pulled {
-    Begins(BoxFuture<'static, Box<dyn EntryStream>>),
-    Goes(Box<dyn EntryStream>),
+enum Pulled<T> {
+    Begins(BoxFuture<'static, Box<dyn EntryStream<T>>>),
+    Goes(Box<dyn EntryStream<T>>),
 }
 
 #[async_trait]
-impl EntryStream for Pulled {
-    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+impl<T: Send + 'static> EntryStream<T> for Pulled<T> {
+    async fn next(&mut self) -> Option<Result<EntryChunk<T>, PeerError>> {
         if let Self::Begins(beginning) = self {
             let entries = beginning.as_mut().await;
             *self = Self::Goes(entries);

@@ -167,7 +167,9 @@ pub async fn eventually(what: &str, mut fact: impl AsyncFnMut() -> bool) {
     }
 }
 
-pub async fn next(stream: &mut dyn EntryStream) -> Option<Result<EntryChunk, PeerError>> {
+pub async fn next<T: Send + 'static>(
+    stream: &mut dyn EntryStream<T>,
+) -> Option<Result<EntryChunk<T>, PeerError>> {
     tokio::time::timeout(DEADLINE, stream.next()).await.expect("the stream stands still")
 }
 

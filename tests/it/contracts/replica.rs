@@ -10,7 +10,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use lally::adapters::memory::MemoryStore;
 use lally::domain::{
-    Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Member, NodeId, Phase,
+    Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Member, NodeId, Phase, Summary,
     Timestamp,
 };
 use lally::ports::{
@@ -58,6 +58,8 @@ pub struct Seen {
     pub digests: usize,
     pub announced: Vec<Announcement>,
     pub pulled: Vec<BucketSet>,
+    pub summed_up: Vec<BucketSet>,
+    pub fetched: Vec<Vec<Key>>,
     pub fenced: Vec<Certification>,
     pub packets: Vec<Vec<u8>>,
 }
@@ -166,9 +168,27 @@ impl ReplicaApi for FakeReplica {
         self.seen.lock().unwrap().pulled.push(buckets.clone());
         let mut chunks = std::mem::take(&mut *self.stream.lock().unwrap());
         if chunks.is_empty() {
-            chunks = chunks_of(&self.store, &buckets);
+            chunks = chunks_of(&self.store, self.store.keys_in(&buckets));
         }
         Box::new(Chunks(chunks.into_iter()))
+    }
+
+    async fn summaries(&self, buckets: BucketSet) -> Box<dyn EntryStream<Summary>> {
+        self.gate().await;
+        self.seen.lock().unwrap().summed_up.push(buckets.clone());
+        let chunks = chunks_of(&self.store, self.store.keys_in(&buckets));
+        let summed_up = |chunk: EntryChunk| EntryChunk {
+            entries: chunk.entries.into_iter().map(|e| Summary::of(e.key, &e.entry)).collect(),
+            complete_through: chunk.complete_through,
+        };
+        let chunks: Vec<_> = chunks.into_iter().map(|chunk| chunk.map(summed_up)).collect();
+        Box::new(Chunks(chunks.into_iter()))
+    }
+
+    fn fetch(&self, keys: Vec<Key>) -> Box<dyn EntryStream> {
+        self.seen.lock().unwrap().fetched.push(keys.clone());
+        let held = keys.into_iter().filter(|key| self.store.get(key).is_some()).collect();
+        Box::new(Chunks(chunks_of(&self.store, held).into_iter()))
     }
 
     async fn announce(&self, announcement: Announcement) -> Result<Announcement, Refusal> {
@@ -226,11 +246,11 @@ pub fn member(id: u64, phase: Phase) -> Member {
     }
 }
 
-/// The entries of some buckets, 256 KiB or a hundred at a time.
-fn chunks_of(store: &MemoryStore, buckets: &BucketSet) -> Vec<Result<EntryChunk, PeerError>> {
+/// The entries of some keys, by bucket, 256 KiB or a hundred at a time.
+fn chunks_of(store: &MemoryStore, keys: Vec<Key>) -> Vec<Result<EntryChunk, PeerError>> {
     let mut chunks = Vec::new();
     let (mut chunk, mut bytes) = (EntryChunk { entries: Vec::new(), complete_through: None }, 0);
-    let mut keys = store.keys_in(buckets).into_iter().peekable();
+    let mut keys = keys.into_iter().peekable();
     while let Some(key) = keys.next() {
         let bucket = Bucket::of(&key);
         if keys.peek().map(Bucket::of) != Some(bucket) {
@@ -250,11 +270,11 @@ fn chunks_of(store: &MemoryStore, buckets: &BucketSet) -> Vec<Result<EntryChunk,
     chunks
 }
 
-struct Chunks(std::vec::IntoIter<Result<EntryChunk, PeerError>>);
+struct Chunks<T>(std::vec::IntoIter<Result<EntryChunk<T>, PeerError>>);
 
 #[async_trait]
-impl EntryStream for Chunks {
-    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+impl<T: Send + 'static> EntryStream<T> for Chunks<T> {
+    async fn next(&mut self) -> Option<Result<EntryChunk<T>, PeerError>> {
         self.0.next()
     }
 }

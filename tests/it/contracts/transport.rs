@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use futures_util::future::{BoxFuture, join, join_all};
 use lally::domain::{
-    Bucket, BucketSet, ClockDrift, DigestLevel, Group, KeyedEntry, NodeId, Phase, Timestamp, Value,
+    Bucket, BucketSet, ClockDrift, DigestLevel, Group, KeyedEntry, NodeId, Phase, Summary,
+    Timestamp, Value,
 };
 use lally::ports::{
-    ApplyError, Certification, EntryChunk, LogError, NotWhole, Origin, Peer, PeerError,
-    PeerTransport, ProtocolRange, Refusal, Store, WriteReply,
+    ApplyError, Certification, EntryChunk, LogError, MAX_FETCHED, NotWhole, Origin, Peer,
+    PeerError, PeerTransport, ProtocolRange, Refusal, Store, WriteReply,
 };
 use tokio::time::Instant;
 
@@ -43,6 +44,8 @@ contract! {
         the_time_of_a_peer_arrives_as_it_is,
         a_pull_brings_exactly_the_entries_of_its_buckets_by_bucket,
         a_pull_that_breaks_off_says_so_and_ends,
+        summaries_are_of_exactly_the_entries_of_their_buckets_by_bucket,
+        a_fetch_brings_the_entries_of_its_keys_that_are_held,
         a_push_is_applied_as_it_was_sent,
         a_rejection_arrives_with_its_reason,
         a_fence_arrives_as_it_was_sent_and_so_does_its_refusal,
@@ -168,6 +171,62 @@ async fn a_pull_that_breaks_off_says_so_and_ends(network: &dyn Network) {
     assert!(matches!(next(stream.as_mut()).await, Some(Err(_))));
     assert_eq!(next(stream.as_mut()).await, None);
     assert_eq!(next(stream.as_mut()).await, None);
+}
+
+async fn summaries_are_of_exactly_the_entries_of_their_buckets_by_bucket(network: &dyn Network) {
+    let (peer, replica) = serve_one(network);
+    let transport = network.transport(BLUE);
+    for write in many_entries(2_500).chain(every_kind_of_entry()) {
+        replica.store.merge(write);
+    }
+    let mut some = BucketSet::none();
+    for number in (0..=u16::MAX).step_by(3) {
+        some.insert(Bucket::new(number));
+    }
+    for asked in [BucketSet::all(), some, BucketSet::none()] {
+        let mut stream = transport.summaries(&peer, asked.clone()).await.unwrap();
+        let (mut found, mut complete) = (Vec::new(), None);
+        while let Some(chunk) = next(stream.as_mut()).await {
+            let EntryChunk { entries, complete_through } = chunk.unwrap();
+            assert!(entries.iter().all(|told| Some(Bucket::of(&told.key)) > complete));
+            found.extend(entries);
+            complete = complete.max(complete_through);
+        }
+        let keys = replica.store.keys_in(&asked).into_iter();
+        let expected: Vec<_> =
+            keys.map(|key| Summary::of(key.clone(), &replica.store.get(&key).unwrap())).collect();
+        assert!(found == expected, "{} for {}", found.len(), expected.len());
+        assert_eq!(complete, Some(Bucket::LAST));
+        assert_eq!(replica.seen().summed_up.pop(), Some(asked));
+    }
+}
+
+async fn a_fetch_brings_the_entries_of_its_keys_that_are_held(network: &dyn Network) {
+    let (peer, replica) = serve_one(network);
+    let transport = network.transport(BLUE);
+    for write in every_kind_of_entry() {
+        replica.store.merge(write);
+    }
+    let mut held = replica.store.keys_in(&BucketSet::all());
+    held.sort();
+    let most: Vec<_> = (0..MAX_FETCHED.0).map(|n| key(&format!("absent-{n:050}"))).collect();
+    for (asked, held) in [(Vec::new(), Vec::new()), (held.clone(), held), (most, Vec::new())] {
+        let mut stream = transport.fetch(&peer, asked.clone()).await.unwrap();
+        let (mut found, mut complete) = (Vec::new(), None);
+        while let Some(chunk) = next(stream.as_mut()).await {
+            let EntryChunk { entries, complete_through } = chunk.unwrap();
+            found.extend(entries);
+            complete = complete.max(complete_through);
+        }
+        found.sort_by(|a, b| a.key.cmp(&b.key));
+        let held = held.into_iter();
+        let expected: Vec<_> = held
+            .map(|key| KeyedEntry::new(key.clone(), replica.store.get(&key).unwrap()))
+            .collect();
+        assert!(found == expected, "{} for {}", found.len(), expected.len());
+        assert_eq!(complete, Some(Bucket::LAST));
+        assert_eq!(replica.seen().fetched.pop(), Some(asked));
+    }
 }
 
 async fn a_push_is_applied_as_it_was_sent(network: &dyn Network) {
@@ -644,7 +703,7 @@ async fn every_call(
     let write = keyed("k", 1, Some("v"));
     let (pushed, read) = (vec![write.clone()], write.key.clone());
     let ours = statement(BLUE, member(1, Phase::Whole));
-    let calls: [(_, BoxFuture<'_, Result<(), PeerError>>); 9] = [
+    let calls: [(_, BoxFuture<'_, Result<(), PeerError>>); 11] = [
         ("write", Box::pin(async { transport.write(peer, write, timeout).await.map(drop) })),
         ("read", Box::pin(async { transport.read(peer, read, timeout).await.map(drop) })),
         (
@@ -660,11 +719,17 @@ async fn every_call(
             }),
         ),
         ("pull", Box::pin(async { transport.pull(peer, BucketSet::all()).await.map(drop) })),
+        (
+            "summaries",
+            Box::pin(async { transport.summaries(peer, BucketSet::all()).await.map(drop) }),
+        ),
+        ("fetch", Box::pin(async { transport.fetch(peer, vec![key("k")]).await.map(drop) })),
         ("push", Box::pin(transport.push(peer, pushed, timeout))),
         ("fence", Box::pin(transport.fence(peer, certification(1), timeout))),
     ];
     join_all(calls.into_iter().map(|(name, call)| async move {
-        let limit = if name == "pull" { FEW_SECONDS } else { timeout };
+        let streamed = ["pull", "summaries", "fetch"].contains(&name);
+        let limit = if streamed { FEW_SECONDS } else { timeout };
         let outcome = tokio::time::timeout(limit + SLACK, call).await;
         (name, outcome.unwrap_or_else(|_| panic!("{name} did not return within {limit:?}")))
     }))

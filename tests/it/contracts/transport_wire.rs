@@ -233,6 +233,34 @@ async fn a_pull_ends_with_the_first_chunk_that_breaks_the_protocol() {
 }
 
 #[tokio::test]
+async fn a_summary_that_makes_no_sense_ends_the_stream() {
+    let summary = |key: &[u8]| wire::SummaryChunk {
+        summaries: vec![wire::Summary {
+            key: Bytes::copy_from_slice(key),
+            ..wire::Summary::default()
+        }],
+        ..wire::SummaryChunk::default()
+    };
+    let bad = [
+        summary(b""),
+        summary(&[b'k'; 1_025]),
+        summary(b"\xff"),
+        wire::SummaryChunk { complete_through: Some(65_536), ..wire::SummaryChunk::default() },
+    ];
+    let liar = Liar::answering(|_| Vec::new());
+    let (peer, transport) = liar.serve();
+    for bad in bad {
+        let described = format!("{bad:?}");
+        liar.says.lock().unwrap().summaries = vec![summary(b"k"), bad, summary(b"k")];
+        let mut stream = transport.summaries(&peer, BucketSet::all()).await.unwrap();
+        assert_eq!(next(stream.as_mut()).await.unwrap().unwrap().entries[0].key, key("k"));
+        let second = next(stream.as_mut()).await;
+        assert!(matches!(second, Some(Err(PeerError::Protocol(_)))), "{described}: {second:?}");
+        assert_eq!(next(stream.as_mut()).await, None, "{described}");
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_grpc_at_all_is_an_error_in_time() {
     let says: [&[u8]; 5] = [
         b"",
@@ -353,7 +381,9 @@ async fn a_call_without_a_handshake_or_with_a_foreign_one_is_refused_and_not_ser
                 .level_digests(with(shake(), wire::LevelDigestsRequest::default()))
                 .await
                 .map(drop),
-            client.pull(with(shake(), pull)).await.map(drop),
+            client.pull(with(shake(), pull.clone())).await.map(drop),
+            client.summaries(with(shake(), pull)).await.map(drop),
+            client.fetch(with(shake(), wire::FetchRequest::default())).await.map(drop),
             client.push(with(shake(), stream::iter([chunk]))).await.map(drop),
             client.gossip(with(shake(), packets)).await.map(drop),
         ];
@@ -377,9 +407,19 @@ async fn a_malformed_announcement_pull_or_push_is_refused_and_changes_nothing() 
     assert_eq!(refused.code(), Code::InvalidArgument);
     for bytes in [0, 1, BucketSet::BYTES - 1, BucketSet::BYTES + 1] {
         let pull = wire::PullRequest { buckets: vec![0xff; bytes].into() };
-        let refused = client.pull(with(shake(), pull)).await.unwrap_err();
+        let refused = client.pull(with(shake(), pull.clone())).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+        let refused = client.summaries(with(shake(), pull)).await.unwrap_err();
         assert_eq!(refused.code(), Code::InvalidArgument);
     }
+    for keys in [vec![Bytes::new()], vec!["\u{e9}".as_bytes()[..1].to_vec().into()]] {
+        let fetch = wire::FetchRequest { keys };
+        let refused = client.fetch(with(shake(), fetch)).await.unwrap_err();
+        assert_eq!(refused.code(), Code::InvalidArgument);
+    }
+    let too_many = wire::FetchRequest { keys: vec!["k".into(); 4_097] };
+    let refused = client.fetch(with(shake(), too_many)).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
     let entry = |key: &'static str| wire::Entry { key: key.into(), ..wire::Entry::default() };
     let chunk = wire::Chunk { entries: vec![entry("k"), entry("")], ..wire::Chunk::default() };
     let refused = client.push(with(shake(), stream::iter([chunk]))).await.unwrap_err();
@@ -545,6 +585,7 @@ struct Says {
     announcement: wire::Announcement,
     digests: Vec<u64>,
     chunks: Vec<wire::Chunk>,
+    summaries: Vec<wire::SummaryChunk>,
 }
 
 impl Liar {
@@ -629,6 +670,25 @@ impl wire::peer_server::Peer for Liar {
     ) -> Result<Response<Self::PullStream>, Status> {
         let chunks = self.says.lock().unwrap().chunks.clone();
         Ok(Response::new(stream::iter(chunks.into_iter().map(Ok)).boxed()))
+    }
+
+    type SummariesStream = BoxStream<'static, Result<wire::SummaryChunk, Status>>;
+
+    async fn summaries(
+        &self,
+        _request: Request<wire::PullRequest>,
+    ) -> Result<Response<Self::SummariesStream>, Status> {
+        let chunks = self.says.lock().unwrap().summaries.clone();
+        Ok(Response::new(stream::iter(chunks.into_iter().map(Ok)).boxed()))
+    }
+
+    type FetchStream = BoxStream<'static, Result<wire::Chunk, Status>>;
+
+    async fn fetch(
+        &self,
+        _request: Request<wire::FetchRequest>,
+    ) -> Result<Response<Self::FetchStream>, Status> {
+        Err(Status::unimplemented("not asked here"))
     }
 
     async fn fence(

@@ -2,7 +2,7 @@
 //! when they are not.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -12,8 +12,8 @@ use lally::adapters::memory::{
 };
 use lally::app::{Identity, Node, NodeParts, NodeSettings};
 use lally::domain::{
-    BucketSet, Digest, DigestLevel, Entry, KeptData, Key, KeyedEntry, NodeId, Start, Timestamp,
-    Value, Version,
+    Bucket, BucketSet, Digest, DigestLevel, Entry, KeptData, Key, KeyedEntry, NodeId, Start,
+    Summary, Timestamp, Value, Version,
 };
 use lally::ports::{
     Announcement, Certification, EntryChunk, EntryStream, LogRecord, OpLog, Peer, PeerError,
@@ -129,7 +129,25 @@ impl PeerTransport for Counted {
     ) -> Result<Box<dyn EntryStream>, PeerError> {
         self.traffic.count("pull", BucketSet::BYTES);
         let (inner, traffic) = (self.inner.pull(peer, buckets).await?, Arc::clone(&self.traffic));
-        Ok(Box::new(CountedStream { inner, traffic }))
+        Ok(Box::new(CountedStream { inner, traffic, call: "pulled", bytes }))
+    }
+
+    async fn summaries(
+        &self,
+        peer: &Peer,
+        buckets: BucketSet,
+    ) -> Result<Box<dyn EntryStream<Summary>>, PeerError> {
+        self.traffic.count("summaries", BucketSet::BYTES);
+        let inner = self.inner.summaries(peer, buckets).await?;
+        let traffic = Arc::clone(&self.traffic);
+        let bytes = |summary: &Summary| summary.key.as_str().len() + 24;
+        Ok(Box::new(CountedStream { inner, traffic, call: "summed up", bytes }))
+    }
+
+    async fn fetch(&self, peer: &Peer, keys: Vec<Key>) -> Result<Box<dyn EntryStream>, PeerError> {
+        self.traffic.count("fetch", keys.iter().map(|key| key.as_str().len()).sum());
+        let (inner, traffic) = (self.inner.fetch(peer, keys).await?, Arc::clone(&self.traffic));
+        Ok(Box::new(CountedStream { inner, traffic, call: "fetched", bytes }))
     }
 
     async fn push(
@@ -155,17 +173,20 @@ impl PeerTransport for Counted {
     }
 }
 
-struct CountedStream {
-    inner: Box<dyn EntryStream>,
+struct CountedStream<T> {
+    inner: Box<dyn EntryStream<T>>,
     traffic: Arc<Traffic>,
+    /// What its chunks are counted as, and the bytes of what is in them.
+    call: &'static str,
+    bytes: fn(&T) -> usize,
 }
 
 #[async_trait]
-impl EntryStream for CountedStream {
-    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+impl<T: Send + 'static> EntryStream<T> for CountedStream<T> {
+    async fn next(&mut self) -> Option<Result<EntryChunk<T>, PeerError>> {
         let chunk = self.inner.next().await;
         if let Some(Ok(chunk)) = &chunk {
-            self.traffic.count("pulled", chunk.entries.iter().map(bytes).sum());
+            self.traffic.count(self.call, chunk.entries.iter().map(self.bytes).sum());
         }
         chunk
     }
@@ -238,16 +259,13 @@ async fn two_nodes_that_hold_the_same_exchange_one_digest_per_round_and_nothing_
     assert!(counts.keys().all(|call| ["digest", "announce"].contains(call)), "{counts:?}");
 }
 
-/// With `LALLY_TEST_KEYS=1000000` (`make traffic`) the figures of `docs/protocol.md`.
-#[tokio::test(start_paused = true)]
-async fn what_two_nodes_exchange_follows_what_differs_and_not_what_they_hold() {
-    const DIFFERING: u64 = 100;
-    let keys = std::env::var("LALLY_TEST_KEYS").map_or(20_000, |keys| keys.parse().unwrap());
+/// What two nodes exchange until they are equal: `keys` entries that are the same on both, but for
+/// the first `differing`, of which a third is newer on the second, a third older, a third missing.
+async fn exchanged(keys: u64, differing: u64, entry: fn(u64, u64) -> KeyedEntry) -> Counts {
     let (network, traffic) = (MemoryNetwork::new(), Arc::new(Traffic::default()));
     let began = std::time::Instant::now();
     let (_one, first) = start(&network, &traffic, 1, (0..keys).map(|i| entry(i, HOUR))).await;
-    // A third of what differs is newer there, a third older, a third missing.
-    let theirs = (0..keys).filter_map(|i| match (i < DIFFERING, i % 3) {
+    let theirs = (0..keys).filter_map(|i| match (i < differing, i % 3) {
         (false, _) => Some(entry(i, HOUR)),
         (true, 0) => Some(entry(i, HOUR - 1)),
         (true, 1) => Some(entry(i, HOUR + 1)),
@@ -258,21 +276,67 @@ async fn what_two_nodes_exchange_follows_what_differs_and_not_what_they_hold() {
     let ready = || two.client_api().readiness().is_ok();
     eventually("both hold the same", || ready() && first.digest() == second.digest()).await;
     let counts = traffic.take();
-    let sent: u64 = counts.values().map(|(_, bytes)| bytes).sum();
-    let calls: u64 =
-        counts.iter().filter(|(call, _)| **call != "pulled").map(|(_, (calls, _))| calls).sum();
     eprintln!(
-        "{keys} keys, {DIFFERING} of them differ: {sent} bytes in {calls} calls, {:.1} s after \
+        "{keys} keys, {differing} of them differ: {} bytes in {} calls, {:.1} s after \
          {:.1} s of loading: {counts:?}",
+        sent(&counts),
+        calls(&counts),
         began.elapsed().saturating_sub(loaded).as_secs_f64(),
         loaded.as_secs_f64(),
     );
-    // The digests of the groups and of the buckets in those that differ, a bitmap, and the entries of
-    // buckets in which something differs.
-    let a_bucket = (keys / 65_536 + 2) * 140;
+    counts
+}
+
+fn sent(counts: &Counts) -> u64 {
+    counts.values().map(|(_, bytes)| bytes).sum()
+}
+
+fn calls(counts: &Counts) -> u64 {
+    let answers = ["pulled", "summed up", "fetched"];
+    let called = counts.iter().filter(|(call, _)| !answers.contains(call));
+    called.map(|(_, (calls, _))| calls).sum()
+}
+
+/// With `LALLY_TEST_KEYS=1000000` (`make traffic`) the figures of `docs/protocol.md`.
+#[tokio::test(start_paused = true)]
+async fn what_two_nodes_exchange_follows_what_differs_and_not_what_they_hold() {
+    const DIFFERING: u64 = 100;
+    let keys = std::env::var("LALLY_TEST_KEYS").map_or(20_000, |keys| keys.parse().unwrap());
+    let counts = exchanged(keys, DIFFERING, entry).await;
+    // The digests of the groups and of the buckets in those that differ, bitmaps, summaries of the
+    // entries of buckets in which something differs, and that.
+    let a_bucket = (keys / 65_536 + 2) * 40;
     let rounds = 3;
     let digests = rounds * 8 * 256 * (1 + DIFFERING);
-    let bound = digests + rounds * 8_192 + DIFFERING * (a_bucket + 140);
-    assert!(sent <= bound, "{sent} > {bound}: {counts:?}");
-    assert!(calls <= 20, "{counts:?}");
+    let bound = digests + rounds * 2 * 8_192 + DIFFERING * (a_bucket + 16 + 140);
+    assert!(sent(&counts) <= bound, "{} > {bound}: {counts:?}", sent(&counts));
+    assert!(calls(&counts) <= 20, "{counts:?}");
+}
+
+/// Of the values in a bucket, about fifteen here, only the one that differs travels.
+#[tokio::test(start_paused = true)]
+async fn large_values_that_are_the_same_stay_where_they_are() {
+    const KEYS: u64 = 10_000;
+    const DIFFERING: u64 = 20;
+    const VALUE: u64 = 16 * 1_024;
+    /// One value for all: the fingerprints differ by their keys.
+    static LARGE: LazyLock<Value> =
+        LazyLock::new(|| Value::new(&"v".repeat(usize::try_from(VALUE).unwrap())));
+    /// Numbers of keys that fall into one in a hundred buckets.
+    static CROWDED: LazyLock<Vec<u64>> = LazyLock::new(|| {
+        let crowded = |number: &u64| Bucket::of(&entry(*number, 0).key).index().is_multiple_of(100);
+        (0..).filter(crowded).take(usize::try_from(KEYS).unwrap()).collect()
+    });
+    let large = |number: u64, age: u64| {
+        let small = entry(CROWDED[usize::try_from(number).unwrap()], age);
+        KeyedEntry::new(small.key, Entry::live(small.entry.version, LARGE.clone()))
+    };
+    let counts = exchanged(KEYS, DIFFERING, large).await;
+    let moved = ["pulled", "fetched", "push"].iter().filter_map(|call| counts.get(call));
+    let values: u64 = moved.map(|(_, bytes)| bytes).sum();
+    assert!((DIFFERING * VALUE..=DIFFERING * (VALUE + 40)).contains(&values), "{counts:?}");
+    let rest = sent(&counts) - values;
+    let digests = 3 * 8 * 256 * (1 + DIFFERING);
+    let summaries = DIFFERING * 40 * 2 * KEYS / 655;
+    assert!(rest <= digests + 3 * 2 * 8_192 + summaries + DIFFERING * 16, "{counts:?}");
 }

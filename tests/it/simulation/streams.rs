@@ -16,25 +16,25 @@ const PART: usize = 2;
 const KEEP_ALIVE: std::ops::Range<u64> = 1_000..15_000;
 
 /// Entries on their way from one site to another.
-pub struct SimStream {
+pub struct SimStream<T> {
     network: Network,
     from: Site,
     to: Site,
     /// The life of the node that sends.
     life: Option<u64>,
-    entries: Box<dyn EntryStream>,
-    parts: VecDeque<EntryChunk>,
+    entries: Box<dyn EntryStream<T>>,
+    parts: VecDeque<EntryChunk<T>>,
     ended: bool,
 }
 
-impl SimStream {
-    pub fn new(network: &Network, from: Site, to: Site, entries: Box<dyn EntryStream>) -> Self {
+impl<T: Clone + Send + 'static> SimStream<T> {
+    pub fn new(network: &Network, from: Site, to: Site, entries: Box<dyn EntryStream<T>>) -> Self {
         let life = network.attached(from).map(|node| node.life);
         let (network, parts) = (network.clone(), VecDeque::new());
         Self { network, from, to, life, entries, parts, ended: false }
     }
 
-    async fn part(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+    async fn part(&mut self) -> Option<Result<EntryChunk<T>, PeerError>> {
         if self.parts.is_empty() {
             match self.entries.next().await? {
                 Ok(chunk) => self.parts = cut_up(&chunk),
@@ -61,8 +61,8 @@ impl SimStream {
 }
 
 /// The same entries in smaller chunks.
-fn cut_up(chunk: &EntryChunk) -> VecDeque<EntryChunk> {
-    let mut parts: VecDeque<EntryChunk> = chunk
+fn cut_up<T: Clone>(chunk: &EntryChunk<T>) -> VecDeque<EntryChunk<T>> {
+    let mut parts: VecDeque<EntryChunk<T>> = chunk
         .entries
         .chunks(PART)
         .map(|part| EntryChunk { entries: part.to_vec(), complete_through: None })
@@ -72,8 +72,8 @@ fn cut_up(chunk: &EntryChunk) -> VecDeque<EntryChunk> {
 }
 
 #[async_trait]
-impl EntryStream for SimStream {
-    async fn next(&mut self) -> Option<Result<EntryChunk, PeerError>> {
+impl<T: Clone + Send + 'static> EntryStream<T> for SimStream<T> {
+    async fn next(&mut self) -> Option<Result<EntryChunk<T>, PeerError>> {
         if self.ended {
             return None;
         }

@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use lally::domain::{BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Timestamp};
+use lally::domain::{
+    BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Summary, Timestamp,
+};
 use lally::ports::{
     Announcement, ApplyError, Certification, EntryStream, Origin, Peer, PeerError, PeerTransport,
     Refusal, ReplicaApi, WriteReply,
@@ -85,6 +87,16 @@ impl SimTransport {
             self.network.note_round_trip(self.from, peer, began.elapsed());
         }
         answer
+    }
+
+    /// What a peer streams, once that begins.
+    async fn stream<T: Clone + Send + 'static>(
+        &self,
+        call: Call<Box<dyn EntryStream<T>>>,
+    ) -> Result<Box<dyn EntryStream<T>>, PeerError> {
+        let to = call.to;
+        let entries = self.call(call, Detail::Nothing, PULL_TIMEOUT).await?;
+        Ok(Box::new(SimStream::new(&self.network, to, self.from, entries)))
     }
 
     fn to_peer<T>(what: &'static str, peer: &Peer, work: Work<T>) -> Call<T> {
@@ -270,10 +282,25 @@ impl PeerTransport for SimTransport {
             let buckets = buckets.clone();
             Box::pin(async move { Ok(replica.pull(buckets).await) })
         });
-        let call = Self::to_peer("pull", peer, work);
-        let to = call.to;
-        let entries = self.call(call, Detail::Nothing, PULL_TIMEOUT).await?;
-        Ok(Box::new(SimStream::new(&self.network, to, self.from, entries)))
+        self.stream(Self::to_peer("pull", peer, work)).await
+    }
+
+    async fn summaries(
+        &self,
+        peer: &Peer,
+        buckets: BucketSet,
+    ) -> Result<Box<dyn EntryStream<Summary>>, PeerError> {
+        let work: Work<Box<dyn EntryStream<Summary>>> = Arc::new(move |replica| {
+            let buckets = buckets.clone();
+            Box::pin(async move { Ok(replica.summaries(buckets).await) })
+        });
+        self.stream(Self::to_peer("summaries", peer, work)).await
+    }
+
+    async fn fetch(&self, peer: &Peer, keys: Vec<Key>) -> Result<Box<dyn EntryStream>, PeerError> {
+        let work: Work<Box<dyn EntryStream>> =
+            Arc::new(move |replica| Box::pin(std::future::ready(Ok(replica.fetch(keys.clone())))));
+        self.stream(Self::to_peer("fetch", peer, work)).await
     }
 
     async fn push(
