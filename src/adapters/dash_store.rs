@@ -5,17 +5,26 @@
 //! they are plain atomics, since XOR and addition do not care about order. No guard of the map
 //! leaves this file.
 //!
+//! A recount walks over the map while entries change. From before the walk on, changes in the
+//! buckets that are counted are noted in the [`Recount`] too, under the lock of their key, as the
+//! walk notes what it finds: so in whatever order the two pass a key, what is noted last is what is
+//! held. From the moment the walk has passed a shard, its changes flip digest and recount in one
+//! step, under the lock of the recount; under that lock the two are compared at the end. What a
+//! change pays for this is a look at a bitmap.
+//!
 //! The map's hasher is seeded at random, so that nobody can choose keys that fall into one slot;
 //! digests use the stable hash of [`Fingerprint`] instead.
 
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use dashmap::DashMap;
 use dashmap::mapref::entry::Entry as Slot;
 use rapidhash::quality::SeedableState;
 
 use crate::domain::{
-    BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, Key, KeyedEntry, Timestamp, Version,
+    BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, Key, KeyedEntry, Recount, Timestamp,
+    Version,
 };
 use crate::ports::{Merged, Store, StoreStats};
 
@@ -26,7 +35,11 @@ const SHARDS: usize = 128;
 pub struct DashStore {
     map: DashMap<Key, Entry, SeedableState<'static>>,
     buckets: Box<[AtomicU64]>,
-    digest: AtomicU64,
+    recount: Mutex<Option<Recount>>,
+    /// The buckets that are counted anew right now: those of `recount`, or about to be.
+    recounted: Box<[AtomicU64]>,
+    /// Held by whoever recounts.
+    recounting: Mutex<()>,
     keys: AtomicU64,
     tombstones: AtomicU64,
     payload_bytes: AtomicU64,
@@ -48,7 +61,9 @@ impl DashStore {
         Self {
             map: DashMap::with_capacity_and_hasher_and_shard_amount(0, hasher, SHARDS),
             buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
-            digest: AtomicU64::new(0),
+            recount: Mutex::default(),
+            recounted: (0..BUCKETS / 64).map(|_| AtomicU64::new(0)).collect(),
+            recounting: Mutex::default(),
             keys: AtomicU64::new(0),
             tombstones: AtomicU64::new(0),
             payload_bytes: AtomicU64::new(0),
@@ -56,28 +71,76 @@ impl DashStore {
         }
     }
 
-    fn count_in(&self, key: &Key, entry: &Entry) {
-        self.flip(key, entry);
-        self.payload_bytes.fetch_add(entry.payload_bytes(key) as u64, Ordering::Relaxed);
-        let memory_bytes = entry.content.memory_bytes(key) as u64;
-        self.memory_bytes.fetch_add(memory_bytes, Ordering::Relaxed);
-        self.counter(entry).fetch_add(1, Ordering::Relaxed);
-    }
-
-    fn count_out(&self, key: &Key, entry: &Entry) {
-        self.flip(key, entry);
-        self.payload_bytes.fetch_sub(entry.payload_bytes(key) as u64, Ordering::Relaxed);
-        let memory_bytes = entry.content.memory_bytes(key) as u64;
-        self.memory_bytes.fetch_sub(memory_bytes, Ordering::Relaxed);
-        self.counter(entry).fetch_sub(1, Ordering::Relaxed);
-    }
-
-    fn flip(&self, key: &Key, entry: &Entry) {
-        let print = Fingerprint::of(key, entry);
-        self.digest.fetch_xor(print.hash, Ordering::Relaxed);
-        if let Some(bucket) = self.buckets.get(print.bucket.index()) {
-            bucket.fetch_xor(print.hash, Ordering::Relaxed);
+    /// Brings digests and counts up to date with a change, under the lock of the key.
+    fn count(&self, key: &Key, before: Option<&Entry>, after: Option<&Entry>) {
+        if let Some(after) = after {
+            self.payload_bytes.fetch_add(after.payload_bytes(key) as u64, Ordering::Relaxed);
+            let memory_bytes = after.content.memory_bytes(key) as u64;
+            self.memory_bytes.fetch_add(memory_bytes, Ordering::Relaxed);
+            self.counter(after).fetch_add(1, Ordering::Relaxed);
         }
+        if let Some(before) = before {
+            self.payload_bytes.fetch_sub(before.payload_bytes(key) as u64, Ordering::Relaxed);
+            let memory_bytes = before.content.memory_bytes(key) as u64;
+            self.memory_bytes.fetch_sub(memory_bytes, Ordering::Relaxed);
+            self.counter(before).fetch_sub(1, Ordering::Relaxed);
+        }
+        self.flip(
+            key,
+            before.map(|before| Fingerprint::of(key, before)),
+            after.map(|after| Fingerprint::of(key, after)),
+        );
+    }
+
+    fn flip(&self, key: &Key, before: Option<Fingerprint>, after: Option<Fingerprint>) {
+        let Some(Fingerprint { bucket, .. }) = after.or(before) else { return };
+        let Some(digest) = self.buckets.get(bucket.index()) else { return };
+        let change = [before, after].iter().flatten().fold(0, |all, print| all ^ print.hash);
+        if !self.is_recounted(bucket) {
+            digest.fetch_xor(change, Ordering::Relaxed);
+            return;
+        }
+        let mut recount = lock(&self.recount);
+        match (recount.as_mut(), after) {
+            (Some(recount), Some(print)) => recount.note_held(key, print),
+            (Some(recount), None) => recount.note_gone(key),
+            // It has just ended.
+            (None, _) => {}
+        }
+        digest.fetch_xor(change, Ordering::Relaxed);
+        drop(recount);
+    }
+
+    fn is_recounted(&self, bucket: Bucket) -> bool {
+        let word = self.recounted.get(bucket.index() / 64);
+        word.is_some_and(|word| word.load(Ordering::Acquire) & (1 << (bucket.index() % 64)) != 0)
+    }
+
+    fn begin_recount(&self, buckets: &BucketSet) {
+        *lock(&self.recount) = Some(Recount::of(buckets.clone()));
+        for number in (0..=u16::MAX).filter(|number| buckets.contains(Bucket::new(*number))) {
+            if let Some(word) = self.recounted.get(usize::from(number / 64)) {
+                word.fetch_or(1 << (number % 64), Ordering::Release);
+            }
+        }
+    }
+
+    /// Repairs what has drifted, and lets changes pass as usual again.
+    fn end_recount(&self) -> u64 {
+        let mut running = lock(&self.recount);
+        let mut drifted = 0;
+        if let Some(recount) = running.take() {
+            for (number, digest) in (0..=u16::MAX).zip(&self.buckets) {
+                let drift = recount.drift(Bucket::new(number), digest.load(Ordering::Relaxed));
+                if drift != 0 {
+                    digest.fetch_xor(drift, Ordering::Relaxed);
+                    drifted += 1;
+                }
+            }
+        }
+        drop(running);
+        self.recounted.iter().for_each(|word| word.store(0, Ordering::Release));
+        drifted
     }
 
     const fn counter(&self, entry: &Entry) -> &AtomicU64 {
@@ -99,8 +162,8 @@ impl Store for DashStore {
     fn merge(&self, write: KeyedEntry) -> Merged {
         match self.map.entry(write.key) {
             Slot::Vacant(slot) => {
-                self.count_in(slot.key(), &write.entry);
-                slot.insert(write.entry);
+                let slot = slot.insert_entry(write.entry);
+                self.count(slot.key(), None, Some(slot.get()));
                 Merged::Applied { previous: None }
             }
             Slot::Occupied(slot) if *slot.get() == write.entry => Merged::Unchanged,
@@ -108,16 +171,17 @@ impl Store for DashStore {
                 Merged::Superseded { by: slot.get().version }
             }
             Slot::Occupied(mut slot) => {
-                self.count_in(slot.key(), &write.entry);
                 let previous = slot.insert(write.entry);
-                self.count_out(slot.key(), &previous);
+                self.count(slot.key(), Some(&previous), Some(slot.get()));
                 Merged::Applied { previous: Some(previous) }
             }
         }
     }
 
     fn digest(&self) -> Digest {
-        Digest::from_u64(self.digest.load(Ordering::Relaxed))
+        let buckets = self.buckets.iter().map(|bucket| bucket.load(Ordering::Relaxed));
+        // Not kept beside them: it could not drift from them alone, and a write has less to do.
+        Digest::from_u64(buckets.fold(0, |all, bucket| all ^ bucket))
     }
 
     fn bucket_digests(&self) -> Vec<u64> {
@@ -136,12 +200,26 @@ impl Store for DashStore {
         keys.into_iter().map(|(_, key)| key).collect()
     }
 
+    fn recount(&self, buckets: &BucketSet) -> u64 {
+        let _alone = lock(&self.recounting);
+        self.begin_recount(buckets);
+        for held in &self.map {
+            if buckets.contains(Bucket::of(held.key())) {
+                let print = Fingerprint::of(held.key(), held.value());
+                if let Some(recount) = lock(&self.recount).as_mut() {
+                    recount.note_held(held.key(), print);
+                }
+            }
+        }
+        self.end_recount()
+    }
+
     fn drop_tombstones(&self, through: Timestamp) -> u64 {
         let mut dropped = 0;
         self.map.retain(|key, entry| {
             let goes = entry.is_tombstone() && entry.version.timestamp <= through;
             if goes {
-                self.count_out(key, entry);
+                self.count(key, Some(entry), None);
                 dropped += 1;
             }
             !goes
@@ -153,7 +231,7 @@ impl Store for DashStore {
         let is_it = |key: &Key, entry: &Entry| {
             let goes = entry.version == version;
             if goes {
-                self.count_out(key, entry);
+                self.count(key, Some(entry), None);
             }
             goes
         };
@@ -168,6 +246,10 @@ impl Store for DashStore {
             memory_bytes: self.memory_bytes.load(Ordering::Relaxed),
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -192,5 +274,62 @@ mod tests {
                 assert!(taken <= counted, "{n}: {taken} of {counted}");
             }
         }
+    }
+
+    /// Damaged digests, repaired while eight threads write, remove and drop in the same buckets.
+    #[test]
+    fn a_damaged_digest_is_repaired_once_whatever_is_written_meanwhile() {
+        let entry = |time: u64, thread: u64| {
+            let version = Version::new(Timestamp::from_nanos(time), NodeId::new(thread));
+            if time.is_multiple_of(3) {
+                Entry::tombstone(version)
+            } else {
+                Entry::live(version, Value::new("v"))
+            }
+        };
+        let key = |number: u64| Key::new(&format!("key-{number}")).unwrap();
+        let store = DashStore::with_seed(1);
+        for number in 0..3_000 {
+            store.merge(KeyedEntry::new(key(number), entry(1, 1)));
+        }
+        let damaged = [0, 7, 65_535, Bucket::of(&key(1)).index(), Bucket::of(&key(2)).index()];
+        let (writing, begun) = (AtomicU64::new(8), std::sync::Barrier::new(9));
+        std::thread::scope(|scope| {
+            for thread in 0..8 {
+                let (store, writing, begun) = (&store, &writing, &begun);
+                scope.spawn(move || {
+                    begun.wait();
+                    for time in 2..3_000 {
+                        let number = (time * 7 + thread) % 200;
+                        store.merge(KeyedEntry::new(key(number), entry(time, thread)));
+                        if time.is_multiple_of(5) {
+                            store.expunge(&key(number), entry(time, thread).version);
+                        }
+                        if time.is_multiple_of(500) {
+                            store.drop_tombstones(Timestamp::from_nanos(time));
+                        }
+                    }
+                    writing.fetch_sub(1, Ordering::Relaxed);
+                });
+            }
+            begun.wait();
+            let mut last = false;
+            while !last {
+                last = writing.load(Ordering::Relaxed) == 0;
+                for (by, bucket) in (1..).zip(damaged) {
+                    store.buckets[bucket].fetch_xor(by, Ordering::Relaxed);
+                }
+                assert_eq!(store.recount(&BucketSet::all()), 5);
+                assert_eq!(store.recount(&BucketSet::all()), 0);
+            }
+        });
+        let mut expected = vec![0; BUCKETS];
+        for held in &store.map {
+            let print = Fingerprint::of(held.key(), held.value());
+            expected[print.bucket.index()] ^= print.hash;
+        }
+        assert!(store.bucket_digests() == expected);
+        assert!(lock(&store.recount).is_none());
+        assert!(store.recounted.iter().all(|word| word.load(Ordering::Relaxed) == 0));
     }
 }

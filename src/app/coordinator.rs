@@ -26,6 +26,7 @@ use super::hook_chain::HookChain;
 use super::members::Members;
 use super::reading::{ConfirmedQuorums, Reader};
 use super::reconcile::Reconciler;
+use super::recount::Recounter;
 use super::repair::ReadRepair;
 use super::stage::Stage;
 use super::writing::Writer;
@@ -48,6 +49,7 @@ pub struct Coordinator {
     pub(crate) reconciler: Arc<Reconciler>,
     pub(crate) announcer: Arc<Announcer>,
     pub(crate) clocks: Arc<Clocks>,
+    pub(crate) recounter: Arc<Recounter>,
 }
 
 /// What holds for a request that does not say otherwise.
@@ -138,6 +140,7 @@ impl ClientApi for Coordinator {
             hints_delivered: self.handoff.delivered(),
             entries_synced,
             comparison: self.reconciler.counts(),
+            digest_drift: self.recounter.drifted(),
             drift_refusals,
             late_arrivals,
             tombstones_dropped,

@@ -31,6 +31,7 @@ mod node;
 mod peer_service;
 mod reading;
 mod reconcile;
+mod recount;
 mod repair;
 mod settings;
 mod stage;

@@ -28,6 +28,7 @@ use super::members::Members;
 use super::peer_service::PeerService;
 use super::reading::Reader;
 use super::reconcile::Reconciler;
+use super::recount::Recounter;
 use super::repair::ReadRepair;
 use super::settings::NodeSettings;
 use super::stage::{LifeStage, Stage};
@@ -211,6 +212,7 @@ impl Node {
             reconciler: Arc::clone(&reconciler),
             announcer: Arc::clone(&announcer),
             clocks: Arc::clone(&clocks),
+            recounter: Arc::new(Recounter::new(Arc::clone(&parts.store), settings.walks)),
         });
         let peer_service = Arc::new(PeerService {
             replica: Arc::clone(&replica),
@@ -276,6 +278,8 @@ impl Node {
             (Arc::clone(&self.reconciler), self.settings.anti_entropy_interval);
         let random_seed = self.settings.random_seed;
         self.tasks.spawn_loop(async move { reconciler.run(interval, random_seed).await });
+        let recounter = Arc::clone(&self.coordinator.recounter);
+        self.tasks.spawn_loop(async move { recounter.run().await });
         let collector = Collector {
             members: Arc::clone(&self.members),
             reconciler: Arc::clone(&self.reconciler),

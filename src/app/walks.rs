@@ -23,15 +23,28 @@ pub enum Walks {
 impl Walks {
     /// The keys in these buckets, ordered by bucket. Cancel safe.
     pub(crate) async fn keys_in(self, store: &Arc<dyn Store>, buckets: BucketSet) -> Vec<Key> {
+        self.walk(store, move |store| store.keys_in(&buckets)).await
+    }
+
+    /// Counts the digests of these buckets anew; how many had drifted. Cancel safe: a recount that
+    /// has begun goes on.
+    pub(crate) async fn recount(self, store: &Arc<dyn Store>, buckets: BucketSet) -> u64 {
+        self.walk(store, move |store| store.recount(&buckets)).await
+    }
+
+    async fn walk<T: Default + Send + 'static>(
+        self,
+        store: &Arc<dyn Store>,
+        walk: impl FnOnce(&dyn Store) -> T + Send + 'static,
+    ) -> T {
         match self {
             Self::Aside => {
                 let store = Arc::clone(store);
-                let walk = tokio::task::spawn_blocking(move || store.keys_in(&buckets));
-                walk.await.unwrap_or_default()
+                tokio::task::spawn_blocking(move || walk(store.as_ref())).await.unwrap_or_default()
             }
             Self::InPlace => {
                 tokio::task::yield_now().await;
-                store.keys_in(&buckets)
+                walk(store.as_ref())
             }
         }
     }

@@ -16,6 +16,7 @@ mod members;
 mod memory;
 mod quorum;
 mod read_quorum;
+mod recount;
 mod skew;
 mod start;
 mod stopping;
@@ -40,6 +41,7 @@ pub use members::{
 pub use memory::{MemoryFull, MemoryLimit};
 pub use quorum::{InvalidQuorum, Progress, QuorumSpec, Required};
 pub use read_quorum::ReadQuorum;
+pub use recount::Recount;
 pub use skew::{ClockSample, ClockSkew};
 pub use start::{Contact, KeptData, Roundup, Start};
 pub use stopping::{QuorumKind, StopCheck, StopRisk, StopWitness};

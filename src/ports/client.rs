@@ -240,6 +240,8 @@ pub struct NodeStats {
     pub entries_synced: u64,
     /// What the comparison of nodes has cost.
     pub comparison: ComparisonStats,
+    /// Buckets whose digest had drifted from the entries, and was repaired.
+    pub digest_drift: u64,
     /// Entries refused because their version was too far in the future.
     pub drift_refusals: u64,
     /// Entries from elsewhere that were more than ten seconds old on arrival.

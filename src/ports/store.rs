@@ -10,6 +10,8 @@ use crate::domain::{BucketSet, Digest, Entry, Key, KeyedEntry, Timestamp, Versio
 /// * A `get` that begins after a `merge` returned MUST see that entry or a larger one.
 /// * The digests and counts MUST be exact whenever nothing that changes the store is running, and
 ///   MUST cost O(1) per changed entry to keep.
+/// * `recount` MUST leave a right digest as it is, whatever changes the store meanwhile, and MUST make
+///   a wrong one right.
 /// * `drop_tombstones` and `expunge` MUST look and remove atomically per key.
 /// * No method may block on anything but its own locks, and none may hold one when it returns.
 #[cfg_attr(test, mockall::automock)]
@@ -20,7 +22,7 @@ pub trait Store: Send + Sync + 'static {
     /// Merges an entry in and says what came of it.
     fn merge(&self, write: KeyedEntry) -> Merged;
 
-    /// The digest of all entries.
+    /// The digest of all entries. Costs a pass over the digests of the buckets at most.
     fn digest(&self) -> Digest;
 
     /// The digests of all [`BUCKETS`](crate::domain::BUCKETS), by bucket number.
@@ -29,6 +31,11 @@ pub trait Store: Send + Sync + 'static {
     /// The keys in these buckets, tombstones' too, ordered by bucket (within one, in any order).
     /// Keys merged in while this runs may be missing. Costs a walk over all keys.
     fn keys_in(&self, buckets: &BucketSet) -> Vec<Key>;
+
+    /// Counts the digests of these buckets anew from the entries, and repairs those that have drifted
+    /// from them. Returns how many had. Costs a walk over all keys, a hash of the values in the
+    /// buckets, and memory for the keys in them; one at a time, others wait.
+    fn recount(&self, buckets: &BucketSet) -> u64;
 
     /// Forgets every tombstone stamped up to here; live entries stay. Returns how many there were.
     /// Costs a walk over all keys.

@@ -334,6 +334,7 @@ impl Scrape {
             ("comparison_entries_pulled", "Entries got by comparison", pulled),
             ("comparison_entries_pushed", "Entries sent by comparison", pushed),
             ("comparison_bytes_pushed", "Bytes of keys and values sent by comparison", bytes),
+            ("digest_drift", "Buckets whose digest was wrong and repaired", stats.digest_drift),
             ("drift_refusals", "Entries refused as from the future", stats.drift_refusals),
             ("late_arrivals", "Entries that were old on arrival", stats.late_arrivals),
             ("tombstones_dropped", "Removed keys forgotten", stats.tombstones_dropped),

@@ -606,6 +606,7 @@ mod tests {
             log: LogStats { bytes: 4_096, appended: 12, syncs: 3 },
             read_repairs: 5,
             quarantined: 6,
+            digest_drift: 2,
             horizon_age: Some(Duration::from_millis(86_400_900)),
             comparison: ComparisonStats { rounds: 9, bytes_pushed: 77, ..Default::default() },
             ..NodeStats::default()
@@ -632,6 +633,7 @@ mod tests {
             r#"lally_clock_offset_seconds{member="0000000000000002"} -1.5"#,
             r#"lally_clock_refusals_total{peer="0000000000000002"} 4"#,
             "lally_comparison_rounds_total 9",
+            "lally_digest_drift_total 2",
             "lally_comparison_bytes_pushed_total 77",
             "lally_keys 10",
             "lally_tombstones 2",

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use crate::domain::{
-    BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, Key, KeyedEntry, Timestamp, Version,
+    BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, Key, KeyedEntry, Recount, Timestamp,
+    Version,
 };
 use crate::ports::{Merged, Store, StoreStats};
 
@@ -23,6 +24,15 @@ impl MemoryStore {
     pub fn new() -> Self {
         let (entries, buckets) = (BTreeMap::new(), vec![0; BUCKETS]);
         Self(Mutex::new(Contents { entries, buckets, digest: 0, stats: StoreStats::default() }))
+    }
+
+    /// Makes the digest of a bucket wrong, for tests of what finds that.
+    pub fn damage(&self, bucket: Bucket, by: u64) {
+        let mut contents = self.contents();
+        contents.digest ^= by;
+        if let Some(digest) = contents.buckets.get_mut(bucket.index()) {
+            *digest ^= by;
+        }
     }
 
     fn contents(&self) -> MutexGuard<'_, Contents> {
@@ -72,6 +82,24 @@ impl Store for MemoryStore {
         let mut keys: Vec<Key> = inside.cloned().collect();
         keys.sort_by_key(Bucket::of);
         keys
+    }
+
+    fn recount(&self, buckets: &BucketSet) -> u64 {
+        let mut contents = self.contents();
+        let mut recount = Recount::of(buckets.clone());
+        for (key, entry) in &contents.entries {
+            if buckets.contains(Bucket::of(key)) {
+                recount.note_held(key, Fingerprint::of(key, entry));
+            }
+        }
+        let mut drifted = 0;
+        for (number, digest) in (0..=u16::MAX).zip(&mut contents.buckets) {
+            let drift = recount.drift(Bucket::new(number), *digest);
+            *digest ^= drift;
+            drifted += u64::from(drift != 0);
+        }
+        contents.digest = contents.buckets.iter().fold(0, |all, bucket| all ^ bucket);
+        drifted
     }
 
     fn drop_tombstones(&self, through: Timestamp) -> u64 {

@@ -10,8 +10,8 @@ use std::thread;
 use lally::adapters::dash_store::DashStore;
 use lally::adapters::memory::MemoryStore;
 use lally::domain::{
-    BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, Key, KeyedEntry, NodeId, Timestamp,
-    Value, Version,
+    BUCKETS, Bucket, BucketSet, Digest, Entry, Fingerprint, Key, KeyedEntry, NodeId, Recount,
+    Timestamp, Value, Version,
 };
 use lally::ports::{Merged, Store, StoreStats};
 use rand::rngs::StdRng;
@@ -48,6 +48,7 @@ contract! {
         old_tombstones_are_dropped_and_nothing_else,
         exactly_the_version_named_is_expunged,
         a_merge_beside_a_drop_is_counted_right,
+        a_recount_of_right_digests_changes_nothing_whatever_is_written_meanwhile,
     }
 }
 
@@ -361,6 +362,64 @@ fn a_merge_beside_a_drop_is_counted_right(new: NewStore) {
     let held: Vec<_> = held.collect();
     assert!(held.iter().all(|held| !held.entry.is_tombstone()));
     assert_holds(store.as_ref(), &Model::of(&held));
+}
+
+fn a_recount_of_right_digests_changes_nothing_whatever_is_written_meanwhile(new: NewStore) {
+    let (store, ended) = (new(), AtomicBool::new(false));
+    let parts: Vec<_> = (0..Recount::PARTS).map(Recount::part).collect();
+    let each = |thread| random_writes(300 + thread, 2_000, 300);
+    thread::scope(|scope| {
+        let recounting = scope.spawn(|| {
+            let mut rounds = 0;
+            while !ended.load(Ordering::Relaxed) || rounds < 2 {
+                assert_eq!(store.recount(&BucketSet::all()), 0);
+                assert_eq!(store.recount(&BucketSet::none()), 0);
+                assert_eq!(store.recount(&parts[rounds % parts.len()]), 0);
+                rounds += 1;
+            }
+        });
+        let threads: Vec<_> = (0..THREADS)
+            .map(|thread| {
+                let store = &store;
+                scope.spawn(move || {
+                    for write in each(thread) {
+                        store.expunge(&write.key, write.entry.version);
+                        store.merge(write);
+                    }
+                })
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+        ended.store(true, Ordering::Relaxed);
+        recounting.join().unwrap();
+    });
+    let keys = store.keys_in(&BucketSet::all()).into_iter();
+    let held: Vec<_> =
+        keys.map(|key| KeyedEntry::new(key.clone(), store.get(&key).unwrap())).collect();
+    assert!(held.len() > 200);
+    assert_holds(store.as_ref(), &Model::of(&held));
+}
+
+#[test]
+fn a_damaged_digest_is_repaired_in_its_bucket_alone() {
+    let store = MemoryStore::new();
+    let writes = random_writes(6, 2_000, 300);
+    let model = Model::of(&writes);
+    for write in writes {
+        store.merge(write);
+    }
+    let (here, there) = (Bucket::of(&key("key-1")), Bucket::of(&key("key-2")));
+    store.damage(here, 5);
+    store.damage(there, 9);
+    let digests = store.bucket_digests();
+    assert_eq!(store.recount(&BucketSet::none()), 0);
+    assert_eq!(store.bucket_digests(), digests);
+    assert_eq!(store.recount(&std::iter::once(here).collect()), 1);
+    assert_eq!(store.recount(&BucketSet::all()), 1);
+    assert_holds(&store, &model);
+    assert_eq!(store.recount(&BucketSet::all()), 0);
 }
 
 fn a_walk_misses_no_key_held_before_it_began(new: NewStore) {

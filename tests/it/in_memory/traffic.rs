@@ -259,6 +259,31 @@ async fn two_nodes_that_hold_the_same_exchange_one_digest_per_round_and_nothing_
     assert!(counts.keys().all(|call| ["digest", "announce"].contains(call)), "{counts:?}");
 }
 
+/// Nothing is missing anywhere, and yet each round of comparison looks through the bucket, until the
+/// recount has come by: within the hour or so that it takes to visit all.
+#[tokio::test(start_paused = true)]
+async fn a_digest_that_is_wrong_is_repaired_and_then_equals_exchange_nothing() {
+    let (network, traffic) = (MemoryNetwork::new(), Arc::new(Traffic::default()));
+    let (one, first) = start(&network, &traffic, 1, (0..1_000).map(|i| entry(i, HOUR))).await;
+    let (two, second) = start(&network, &traffic, 2, std::iter::empty()).await;
+    let ready = || one.client_api().readiness().is_ok() && two.client_api().readiness().is_ok();
+    eventually("both hold the same", || ready() && first.digest() == second.digest()).await;
+    let right = first.digest();
+    first.damage(Bucket::of(&entry(1, 0).key), 1);
+    assert_ne!(first.digest(), right);
+    tokio::time::sleep(Duration::from_mins(1)).await;
+    traffic.take();
+    tokio::time::sleep(Duration::from_mins(70)).await;
+    assert!(traffic.take().contains_key("summaries"), "the damage cost nothing");
+    assert_eq!((first.digest(), second.digest()), (right, right));
+    let drift = |node: &Node| node.client_api().stats().digest_drift;
+    assert_eq!((drift(&one), drift(&two)), (1, 0));
+    tokio::time::sleep(Duration::from_mins(70)).await;
+    let counts = traffic.take();
+    assert!(counts.keys().all(|call| ["digest", "announce"].contains(call)), "{counts:?}");
+    assert_eq!((drift(&one), drift(&two)), (1, 0));
+}
+
 /// What two nodes exchange until they are equal: `keys` entries that are the same on both, but for
 /// the first `differing`, of which a third is newer on the second, a third older, a third missing.
 async fn exchanged(keys: u64, differing: u64, entry: fn(u64, u64) -> KeyedEntry) -> Counts {
