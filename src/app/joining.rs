@@ -96,10 +96,12 @@ impl Joining {
         // Whoever joined, as far as this node has heard, may have become whole since then, and counted
         // for writes that the others did not see.
         let silent = view.peers().filter(|member| !round.answered.contains_key(&member.id));
-        let replaces = view.others().any(|(member, _)| member.grpc_addr == view.me().grpc_addr);
+        // Whoever was at this node's address is no more: this node is counted in its place.
+        let is_here = |member: &Member| member.grpc_addr == view.me().grpc_addr;
+        let replaces = view.others().any(|(member, _)| is_here(member));
         Roundup {
             answered,
-            silent_members: silent.count(),
+            silent_members: silent.filter(|member| !is_here(member)).count(),
             silent_addrs: round.silent,
             replaces_a_member: replaces,
             patience_is_over,

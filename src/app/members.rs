@@ -176,7 +176,7 @@ impl Members {
                 (taken.overtaken, changed) = (true, true);
             }
             if dialled == Some(announcement.sender.grpc_addr.as_str()) {
-                taken.replaced = view.replace_at(&announcement.sender.grpc_addr, sender);
+                taken.replaced = view.replace_by(&announcement.sender);
                 changed |= !taken.replaced.is_empty();
             }
             for record in announcement.members.into_iter().chain([announcement.sender]) {

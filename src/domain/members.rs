@@ -238,15 +238,19 @@ impl MemberView {
         change
     }
 
-    /// `found` answered at `addr`, and says that this is its address. A member known there under
-    /// another id, and down, lost its data directory: it is counted as one that left. (One that is
-    /// up is somewhere else, and one of the two states a wrong address; that is for people to mend.)
-    /// Returns those members, as they are now.
-    pub fn replace_at(&mut self, addr: &str, found: NodeId) -> Vec<Member> {
+    /// `found` answered at its own address. A member known there under another id, and down, lost its
+    /// data directory: it is counted as one that left. (One that is up is somewhere else, and one of
+    /// the two states a wrong address; that is for people to mend.) But not before the one in its
+    /// place is whole: until then quorums would shrink with every lost disk, down to a number of
+    /// nodes that a write may have passed by. Returns those members, as they are now.
+    pub fn replace_by(&mut self, found: &Member) -> Vec<Member> {
         let mut replaced = Vec::new();
+        if found.phase != Phase::Whole {
+            return replaced;
+        }
         for known in self.others.values_mut() {
-            let lost = known.record.grpc_addr == addr
-                && known.record.id != found
+            let lost = known.record.grpc_addr == found.grpc_addr
+                && known.record.id != found.id
                 && known.record.phase != Phase::Left
                 && known.liveness == Liveness::Down;
             if lost {
@@ -458,18 +462,21 @@ mod tests {
         let mut view = view();
         let lost = member(2, 7, Phase::Whole);
         view.merge_announced(lost.clone());
-        view.merge_announced(Member {
-            grpc_addr: lost.grpc_addr.clone(),
-            ..member(3, 1, Phase::Joining)
-        });
+        let joins = Member { grpc_addr: lost.grpc_addr.clone(), ..member(3, 1, Phase::Joining) };
+        let whole = Member { phase: Phase::Whole, ..joins.clone() };
+        view.merge_announced(joins.clone());
         // As long as it answers, somebody has just stated a wrong address.
-        assert_eq!(view.replace_at(&lost.grpc_addr, NodeId::new(3)), []);
+        assert_eq!(view.replace_by(&whole), []);
         view.set_liveness(NodeId::new(2), 7, Liveness::Down);
-        let left = Member { phase: Phase::Left, ..lost.clone() };
-        assert_eq!(view.replace_at(&lost.grpc_addr, NodeId::new(3)), [left]);
-        assert_eq!(view.replace_at(&lost.grpc_addr, NodeId::new(3)), []);
+        // It counts until somebody counts in its place.
+        assert_eq!(view.replace_by(&joins), []);
+        assert_eq!(view.replicas().count(), 2);
+        view.merge_announced(whole.clone());
+        let left = Member { phase: Phase::Left, ..lost };
+        assert_eq!(view.replace_by(&whole), [left]);
+        assert_eq!(view.replace_by(&whole), []);
         let peers: Vec<_> = view.peers().map(|m| m.id.as_u64()).collect();
-        assert_eq!(peers, vec![3]);
+        assert_eq!((peers, view.replicas().count()), (vec![3], 2));
     }
 
     /// Every liveness and phase of the member, and whether it can be forgotten then.

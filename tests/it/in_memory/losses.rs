@@ -4,10 +4,10 @@
 use std::time::Duration;
 
 use lally::adapters::memory::MemoryNetwork;
-use lally::domain::{Liveness, MemberState};
+use lally::domain::{Liveness, MemberState, Value};
 use lally::ports::{ClientError, Verdict};
 
-use super::nodes::{Disk, EPOCH, Running, equal, eventually, three};
+use super::nodes::{Disk, EPOCH, Running, equal, eventually, named, three, with_quorum};
 
 /// Time for many rounds of everything.
 const LONG: Duration = Duration::from_secs(60);
@@ -156,5 +156,58 @@ async fn a_node_that_leaves_delivers_first_what_others_missed() {
     one.leave(&network).await;
     for node in [&two, &three] {
         assert_eq!(node.own("k").as_deref(), Some("v"));
+    }
+}
+
+/// Who was heard of as joining may have become whole since, and counted for writes that those who
+/// still take it for joining missed.
+#[tokio::test(start_paused = true)]
+async fn a_member_that_some_only_know_as_joining_counts_among_those_that_are_missing() {
+    const HOUR: u64 = 3_600_000_000_000;
+    let network = MemoryNetwork::new();
+    let (disks, [one, two, three]) = three(&network).await;
+    let (fourth, mut fifth) = (Disk::new(4), Disk::new(5));
+    let four = fourth.start(&network, &[&disks[0]]).await;
+    four.ready().await;
+    one.add("before", "v", "all").await.unwrap();
+    // The fifth joins, in everybody's eyes, and cannot become whole as long as its clock is slow.
+    fifth.wall = EPOCH - HOUR;
+    let five = fifth.start(&network, &[&disks[0]]).await;
+    let joins = |node: &Running| node.states().contains(&MemberState::Joining);
+    eventually("all know that it joins", || [&one, &two, &three, &four].into_iter().all(joins))
+        .await;
+    for disk in &disks[1..] {
+        network.cut_off(&disk.addr);
+    }
+    five.clock.set_ahead(i64::try_from(HOUR).unwrap());
+    five.ready().await;
+    eventually("the first knows that it is whole", || !joins(&one)).await;
+    let answer = one.add("k", "v", "majority").await.unwrap();
+    assert_eq!((answer.verdict, answer.required, answer.achieved), (Verdict::Success, 3, 3));
+    assert!(joins(&two) && joins(&three));
+    // The fourth was one of the three, and loses its disk while the other two are away.
+    for node in [&two, &three] {
+        node.believe(&four, Liveness::Down);
+    }
+    for node in [one, four, five] {
+        node.crash(&network);
+    }
+    network.heal();
+    let reborn = fourth.replaced_by(6).start(&network, &[&disks[1]]).await;
+    tokio::time::sleep(LONG).await;
+    for node in [&two, &three] {
+        assert_eq!((node.own("before").as_deref(), node.own("k")), (Some("v"), None));
+        let answer = node.client().get(named("k"), with_quorum("majority")).await.unwrap();
+        assert_eq!(answer.verdict, Verdict::Partial, "a majority without the write: {answer:?}");
+    }
+    assert!(reborn.client().readiness().is_err());
+
+    let one = disks[0].start(&network, &[]).await;
+    reborn.ready().await;
+    equal(&[&one, &two, &three, &reborn]).await;
+    for node in [&two, &three, &reborn] {
+        let answer = node.client().get(named("k"), with_quorum("majority")).await.unwrap();
+        let value = answer.value.as_ref().map(Value::as_str);
+        assert_eq!((answer.verdict, value), (Verdict::Success, Some("v")));
     }
 }

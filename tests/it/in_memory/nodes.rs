@@ -255,7 +255,7 @@ pub fn named(key: &str) -> Key {
     Key::new(key).unwrap()
 }
 
-fn with_quorum(quorum: &str) -> RequestOptions {
+pub fn with_quorum(quorum: &str) -> RequestOptions {
     RequestOptions {
         quorum: Some(quorum.parse::<QuorumSpec>().unwrap()),
         ..RequestOptions::default()
