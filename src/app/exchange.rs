@@ -20,6 +20,7 @@ use crate::ports::{
 
 use super::apply::Replica;
 use super::ghosts::Ghosts;
+use super::settings::time_for;
 use super::walks::Walks;
 
 /// Bytes of keys and values, and entries, pushed at a time.
@@ -277,14 +278,14 @@ impl<'a> Exchange<'a> {
             return Ok(());
         }
         let writes = std::mem::take(&mut self.to_push);
-        let (count, bytes) = (writes.len() as u64, std::mem::take(&mut self.to_push_bytes) as u64);
+        let (count, payload) = (writes.len() as u64, std::mem::take(&mut self.to_push_bytes));
         self.moved.pushed += count;
         self.from.count(|counts| {
             counts.entries_pushed += count;
-            counts.bytes_pushed += bytes;
+            counts.bytes_pushed += payload as u64;
         });
-        let (transport, timeout) = (&self.from.transport, self.from.peer_timeout);
-        transport.push(self.peer, writes, timeout).await
+        let timeout = time_for(payload, self.from.peer_timeout);
+        self.from.transport.push(self.peer, writes, timeout).await
     }
 }
 

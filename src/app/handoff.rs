@@ -22,6 +22,7 @@ use crate::ports::{Peer, PeerError, PeerTransport, Store, WriteReply};
 
 use super::members::Members;
 use super::reconcile::Reconciler;
+use super::settings::time_for;
 
 /// Hints under way to one member at a time: enough to fill its batches, few enough to leave the
 /// way to clients' writes.
@@ -162,7 +163,8 @@ impl Handoff {
             return true;
         };
         let write = KeyedEntry::new(key, entry);
-        match self.transport.write(peer, write, self.limits.peer_timeout).await {
+        let timeout = time_for(write.payload_bytes(), self.limits.peer_timeout);
+        match self.transport.write(peer, write, timeout).await {
             Ok(WriteReply::Applied { .. } | WriteReply::Superseded { .. }) => {
                 hint.key = None;
                 self.delivered.fetch_add(1, Ordering::Relaxed);

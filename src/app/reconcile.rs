@@ -22,6 +22,7 @@ use crate::ports::{Clock, ComparisonStats, Peer, PeerError};
 
 use super::exchange::{Exchange, Moved, Sides};
 use super::members::Members;
+use super::settings::time_for;
 
 /// Between the two looks: longer than a write takes to reach a peer that is up.
 const SECOND_LOOK_AFTER: Duration = Duration::from_millis(100);
@@ -208,7 +209,8 @@ impl Reconciler {
     }
 
     async fn level_digests(&self, peer: &Peer, level: DigestLevel) -> Result<Vec<u64>, PeerError> {
-        self.sides.transport.level_digests(peer, level, self.sides.peer_timeout).await
+        let timeout = time_for(level.len() * size_of::<u64>(), self.sides.peer_timeout);
+        self.sides.transport.level_digests(peer, level, timeout).await
     }
 
     /// Takes over what the peer holds newer in these buckets, and gives it what it lacks.

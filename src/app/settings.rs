@@ -4,11 +4,22 @@ use std::time::Duration;
 
 use crate::domain::{MemoryLimit, QuorumSpec};
 
+use super::walks::Walks;
+
 /// How long answers are still collected for an operation whose quorum cannot be met: long enough for
 /// replicas that are up, so that the answer says how many they are, and short enough for "at once".
 pub(crate) const UNREACHABLE_GRACE: Duration = Duration::from_millis(100);
 
-use super::walks::Walks;
+/// What a link to a peer carries at least, in bytes per second: 256 kbit/s. Values may have 16 MiB,
+/// so a timeout that is the same for all is too short for some, or too long for the rest. Of a link
+/// that is dead the transport's keep-alive tells sooner.
+const SLOWEST_LINK: u64 = 32 * 1_024;
+
+/// How long a call may take that carries this many bytes, with this timeout for the rest of it.
+pub(crate) fn time_for(bytes: usize, timeout: Duration) -> Duration {
+    let millis = (bytes as u64).saturating_mul(1_000) / SLOWEST_LINK;
+    timeout.saturating_add(Duration::from_millis(millis))
+}
 
 /// The settings of a node. [`NodeSettings::new`] has the defaults of the configuration.
 #[derive(Debug, Clone)]
@@ -72,5 +83,20 @@ impl NodeSettings {
             random_seed: 0,
             walks: Walks::Aside,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_larger_may_take_longer_and_what_is_small_takes_no_longer_than_the_timeout() {
+        let timeout = Duration::from_secs(2);
+        assert_eq!(time_for(0, timeout), timeout);
+        assert_eq!(time_for(100, timeout), timeout + Duration::from_millis(3));
+        assert_eq!(time_for(256 << 10, timeout), timeout + Duration::from_secs(8));
+        assert_eq!(time_for(1 << 20, timeout), timeout + Duration::from_secs(32));
+        assert!(time_for(usize::MAX, Duration::MAX) == Duration::MAX);
     }
 }

@@ -150,7 +150,8 @@ pub trait EntryStream<T: Send + 'static = KeyedEntry>: Send {
 /// A part of a stream of entries.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EntryChunk<T = KeyedEntry> {
-    /// Entries, about 256 KiB of them; a chunk may have none.
+    /// Entries, about 256 KiB of them, unless a single one is larger; a chunk may have none, and says
+    /// then that more is on its way.
     pub entries: Vec<T>,
     /// All asked-for buckets up to this one are complete with this chunk.
     pub complete_through: Option<Bucket>,

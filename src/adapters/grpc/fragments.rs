@@ -13,14 +13,21 @@ use super::wire::{Chunk, Entry, Fragment, ReplyBatch, RequestBatch, SummaryChunk
 /// Largest message, in bytes, on the wire. Set on both ends of every call.
 pub(super) const MAX_MESSAGE_BYTES: usize = 1 << 20;
 
-/// Batches are filled up to here; what is larger is cut into parts of this size.
+/// Batches are filled up to here; what is larger is cut into parts.
 pub(super) const BATCH_BYTES: usize = 512 * 1_024;
+
+/// Parts of entries in bulk: small enough for whoever waits to see that something comes, over a slow
+/// link too.
+const BULK_PART_BYTES: usize = 64 * 1_024;
 
 /// Largest message before it is cut: the largest value that can be configured, and what frames it.
 const MAX_WHOLE_BYTES: usize = 17 << 20;
 
 /// A message that can travel in parts.
 pub(super) trait Fragmented: Message + Default {
+    /// What is larger than this travels in parts of this size.
+    const PART_BYTES: usize;
+
     /// A message that holds this part of another.
     fn of_fragment(fragment: Fragment) -> Self;
 
@@ -29,8 +36,10 @@ pub(super) trait Fragmented: Message + Default {
 }
 
 macro_rules! fragmented {
-    ($message:ty) => {
+    ($message:ty, $part_bytes:expr) => {
         impl Fragmented for $message {
+            const PART_BYTES: usize = $part_bytes;
+
             fn of_fragment(fragment: Fragment) -> Self {
                 Self { fragment: Some(fragment), ..Self::default() }
             }
@@ -42,21 +51,21 @@ macro_rules! fragmented {
     };
 }
 
-fragmented!(RequestBatch);
-fragmented!(ReplyBatch);
-fragmented!(Chunk);
-fragmented!(SummaryChunk);
+fragmented!(RequestBatch, BATCH_BYTES);
+fragmented!(ReplyBatch, BATCH_BYTES);
+fragmented!(Chunk, BULK_PART_BYTES);
+fragmented!(SummaryChunk, BULK_PART_BYTES);
 
 /// The message as it travels: itself, or in parts.
 pub(super) fn split<M: Fragmented>(message: M) -> Vec<M> {
     let total_bytes = message.encoded_len();
-    if total_bytes <= BATCH_BYTES {
+    if total_bytes <= M::PART_BYTES {
         return vec![message];
     }
     let mut rest = Bytes::from(message.encode_to_vec());
-    let mut parts = Vec::with_capacity(total_bytes.div_ceil(BATCH_BYTES));
+    let mut parts = Vec::with_capacity(total_bytes.div_ceil(M::PART_BYTES));
     while !rest.is_empty() {
-        let data = rest.split_to(BATCH_BYTES.min(rest.len()));
+        let data = rest.split_to(M::PART_BYTES.min(rest.len()));
         parts.push(M::of_fragment(Fragment { total_bytes: total_bytes as u64, data }));
     }
     parts

@@ -1,4 +1,7 @@
 //! What a peer streams to this node, entries or summaries, put together from its messages.
+//!
+//! A part of a chunk is handed on as a chunk of nothing, so that whoever waits sees that the peer is
+//! alive: over a slow link a large value takes longer than anybody is silent that lives.
 
 use async_trait::async_trait;
 use futures_util::StreamExt;
@@ -38,17 +41,15 @@ impl<M: Fragmented, T> Pulled<M, T> {
     }
 
     async fn read(&mut self) -> Option<Result<EntryChunk<T>, PeerError>> {
-        loop {
-            let part = match self.messages.next().await? {
-                Ok(part) => part,
-                Err(status) => return Some(Err(error(&status))),
-            };
-            match self.reassembly.accept(part) {
-                Ok(Some(chunk)) => return Some((self.from_wire)(&chunk).map_err(Into::into)),
-                Ok(None) => {}
-                Err(why) => return Some(Err(PeerError::Protocol(why))),
-            }
-        }
+        let part = match self.messages.next().await? {
+            Ok(part) => part,
+            Err(status) => return Some(Err(error(&status))),
+        };
+        Some(match self.reassembly.accept(part) {
+            Ok(Some(chunk)) => (self.from_wire)(&chunk).map_err(Into::into),
+            Ok(None) => Ok(EntryChunk { entries: Vec::new(), complete_through: None }),
+            Err(why) => Err(PeerError::Protocol(why)),
+        })
     }
 }
 

@@ -2,7 +2,8 @@
 //!
 //! Calls are function calls; what can go wrong on a network can be made to: a node that is cut off
 //! (calls to and from it hang until their timeout, as with an unplugged cable), one that is gone
-//! (calls fail at once, as with a closed port).
+//! (calls fail at once, as with a closed port), and a slow way for streams of entries. A stream is
+//! subject to what happens to its ends while it runs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -30,6 +31,8 @@ pub struct MemoryNetwork(Arc<Mutex<Topology>>);
 struct Topology {
     nodes: BTreeMap<String, Attached>,
     cut_off: BTreeSet<String>,
+    /// How long each chunk of a stream takes.
+    chunk_time: Duration,
 }
 
 #[derive(Clone)]
@@ -66,6 +69,11 @@ impl MemoryNetwork {
         self.topology().cut_off.clear();
     }
 
+    /// From now on each chunk of a stream of entries takes this long.
+    pub fn slow_streams(&self, chunk_time: Duration) {
+        self.topology().chunk_time = chunk_time;
+    }
+
     /// The network as the node at this address uses it, in the cluster of this name.
     pub fn transport(&self, addr: &str, cluster: &str) -> Arc<dyn PeerTransport> {
         let (from, cluster) = (addr.to_owned(), cluster.to_owned());
@@ -78,6 +86,7 @@ impl MemoryNetwork {
 }
 
 /// The network, seen from one node.
+#[derive(Clone)]
 struct MemoryTransport {
     network: MemoryNetwork,
     from: String,
@@ -110,6 +119,16 @@ impl MemoryTransport {
             return Err(Refusal::WrongNode { expected: peer.id, found: node.id }.into());
         }
         Ok(node.replica)
+    }
+
+    /// A stream that a peer sends.
+    fn stream<T: Send + 'static>(
+        &self,
+        peer: &Peer,
+        replica: Arc<dyn ReplicaApi>,
+        entries: Entries<T>,
+    ) -> Box<dyn EntryStream<T>> {
+        Box::new(Pulled { way: self.clone(), addr: peer.addr.clone(), replica, entries })
     }
 
     fn is_cut(&self, addr: &str) -> bool {
@@ -190,8 +209,9 @@ impl PeerTransport for MemoryTransport {
         buckets: BucketSet,
     ) -> Result<Box<dyn EntryStream>, PeerError> {
         let replica = self.reach_peer(peer, PULL_TIMEOUT).await?;
-        let beginning = async move { replica.pull(buckets).await };
-        Ok(Box::new(Pulled::Begins(Box::pin(beginning))))
+        let donor = Arc::clone(&replica);
+        let beginning = async move { donor.pull(buckets).await };
+        Ok(self.stream(peer, replica, Entries::Begin(Box::pin(beginning))))
     }
 
     async fn summaries(
@@ -200,12 +220,15 @@ impl PeerTransport for MemoryTransport {
         buckets: BucketSet,
     ) -> Result<Box<dyn EntryStream<Summary>>, PeerError> {
         let replica = self.reach_peer(peer, PULL_TIMEOUT).await?;
-        let beginning = async move { replica.summaries(buckets).await };
-        Ok(Box::new(Pulled::Begins(Box::pin(beginning))))
+        let donor = Arc::clone(&replica);
+        let beginning = async move { donor.summaries(buckets).await };
+        Ok(self.stream(peer, replica, Entries::Begin(Box::pin(beginning))))
     }
 
     async fn fetch(&self, peer: &Peer, keys: Vec<Key>) -> Result<Box<dyn EntryStream>, PeerError> {
-        Ok(self.reach_peer(peer, PULL_TIMEOUT).await?.fetch(keys))
+        let replica = self.reach_peer(peer, PULL_TIMEOUT).await?;
+        let entries = replica.fetch(keys);
+        Ok(self.stream(peer, replica, Entries::GoOn(entries)))
     }
 
     async fn push(
@@ -241,23 +264,43 @@ impl PeerTransport for MemoryTransport {
     async fn close(&self) {}
 }
 
-/// The entries of a peer, which looks for them before the first one comes.
-enum Pulled<T> {
-    Begins(BoxFuture<'static, Box<dyn EntryStream<T>>>),
-    Goes(Box<dyn EntryStream<T>>),
+/// The entries of a peer on their way.
+struct Pulled<T> {
+    way: MemoryTransport,
+    addr: String,
+    /// Who sends them: one that starts anew at the same address does not go on.
+    replica: Arc<dyn ReplicaApi>,
+    entries: Entries<T>,
+}
+
+/// The peer looks for its entries before the first one comes.
+enum Entries<T> {
+    Begin(BoxFuture<'static, Box<dyn EntryStream<T>>>),
+    GoOn(Box<dyn EntryStream<T>>),
+    End,
 }
 
 #[async_trait]
 impl<T: Send + 'static> EntryStream<T> for Pulled<T> {
     async fn next(&mut self) -> Option<Result<EntryChunk<T>, PeerError>> {
-        if let Self::Begins(beginning) = self {
+        if let Entries::Begin(beginning) = &mut self.entries {
             let entries = beginning.as_mut().await;
-            *self = Self::Goes(entries);
+            self.entries = Entries::GoOn(entries);
         }
-        match self {
-            Self::Goes(entries) => entries.next().await,
-            Self::Begins(_) => None,
+        let Entries::GoOn(entries) = &mut self.entries else { return None };
+        let chunk_time = self.way.network.topology().chunk_time;
+        if chunk_time > Duration::ZERO {
+            tokio::time::sleep(chunk_time).await;
         }
+        if self.way.is_cut(&self.addr) {
+            std::future::pending::<()>().await;
+        }
+        let at_the_end = self.way.network.topology().nodes.get(&self.addr).cloned();
+        if !at_the_end.is_some_and(|node| Arc::ptr_eq(&node.replica, &self.replica)) {
+            self.entries = Entries::End;
+            return Some(Err(PeerError::TimedOut));
+        }
+        entries.next().await
     }
 }
 

@@ -3,7 +3,7 @@
 //! Each suite is written from the documentation of its port, not from an adapter. A fact is a
 //! function over the port; `suite` turns every pair of a fact and an adapter into a test, so that
 //! a failure says both. What only one adapter can get wrong (bytes on disk, bytes on the wire)
-//! stands beside the suite, in `log_damage` and `transport_wire`.
+//! stands beside the suite, in `log_damage`, `transport_wire` and `transport_slow`.
 
 mod book;
 mod clock;
@@ -15,4 +15,5 @@ mod replica;
 mod store;
 mod suite;
 mod transport;
+mod transport_slow;
 mod transport_wire;

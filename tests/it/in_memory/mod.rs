@@ -6,6 +6,7 @@ mod convergence;
 mod forgetting;
 mod forgotten;
 mod joining;
+mod joining_under_load;
 mod losses;
 mod nodes;
 mod traffic;
