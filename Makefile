@@ -50,6 +50,10 @@ faults: ## Five nodes on a failing network: RUNS (10) of SECONDS (60), the resul
 drill: ## Do the tests notice? Known bugs, put in one by one
 	tests/drill/run
 
+.PHONY: join
+join: ## A node joins that has MB (200) to fetch, and whom it fetches them from is killed
+	LALLY_TEST_JOIN_MB=$${MB:-200} $(CARGO) test --test it -- --nocapture a_large_join
+
 .PHONY: traffic
 traffic: ## What two nodes with KEYS keys (1,000,000), 100 of them differing, exchange to be equal
 	LALLY_TEST_KEYS=$${KEYS:-1000000} $(CARGO) test --test it -- --nocapture what_two_nodes_exchange

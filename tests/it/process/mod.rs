@@ -9,7 +9,7 @@
 //! [`consistency`] (what reads may see), [`operators`] (forgetting members, safe stops),
 //! [`faults`] (members that die, hang, or lose their disk), [`full_disk`], [`full_memory`],
 //! [`overload`], [`content`] (bytes come
-//! back as they were), [`durable_names`] (what a power cut must not take), [`kill_loop`], [`dataset`], and [`readme`] (what it tells people to type).
+//! back as they were), [`durable_names`] (what a power cut must not take), [`large_join`], [`kill_loop`], [`dataset`], and [`readme`] (what it tells people to type).
 //!
 //! The harness: [`node`] runs a process, [`client`] speaks HTTP so plainly that the raw text of an
 //! answer can be checked, [`ring`] starts several nodes and waits for them, [`wait`] waits for
@@ -28,6 +28,7 @@ mod full_disk;
 mod full_memory;
 mod http;
 mod kill_loop;
+mod large_join;
 mod lifecycle;
 pub(super) mod node;
 mod operators;
