@@ -50,6 +50,10 @@ faults: ## Five nodes on a failing network: RUNS (10) of SECONDS (60), the resul
 drill: ## Do the tests notice? Known bugs, put in one by one
 	tests/drill/run
 
+.PHONY: forgetting
+forgetting: ## Three processes forget removed keys, one of them is away meanwhile (two minutes)
+	LALLY_TEST_FORGETTING=1 $(CARGO) test --test it -- --nocapture a_member_that_was_away_when
+
 .PHONY: join
 join: ## A node joins that has MB (200) to fetch, and whom it fetches them from is killed
 	LALLY_TEST_JOIN_MB=$${MB:-200} $(CARGO) test --test it -- --nocapture a_large_join

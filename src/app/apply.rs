@@ -13,10 +13,14 @@ use crate::ports::{
     ApplyError, LogError, LogRecord, Merged, OpLog, Origin, Replayed, Store, WriteReply,
 };
 
-use super::fence::{Fence, Horizon};
+use super::fence::{Blocked, Fence, Horizon};
 use super::hook_chain::HookChain;
 use super::stage::Stage;
 use super::stamps::Stamps;
+
+/// How long the log may take for a new horizon, and how long another one waits for its turn.
+const CERTIFY_WITHIN: Duration = Duration::from_secs(5);
+const TURN_WITHIN: Duration = Duration::from_secs(3);
 
 /// Nodes whose refused stamps are counted apart: more than any cluster has, and a bound on what
 /// made-up ids cost.
@@ -30,6 +34,8 @@ pub struct Replica {
     hooks: Arc<HookChain>,
     stage: Arc<Stage>,
     fence: Fence,
+    /// Held while a horizon is made durable: one at a time.
+    certifying: tokio::sync::Mutex<()>,
     entries_synced: AtomicU64,
     drift_refusals: AtomicU64,
     /// The same by the node that stamped what was refused.
@@ -53,6 +59,7 @@ impl Replica {
             hooks,
             stage,
             fence,
+            certifying: tokio::sync::Mutex::default(),
             entries_synced,
             drift_refusals,
             refused_stamps,
@@ -90,7 +97,7 @@ impl Replica {
         write: KeyedEntry,
         origin: Origin,
     ) -> Result<WriteReply, ApplyError> {
-        let _passing = self.pass(origin).await;
+        let _passing = self.pass(origin).await?;
         if let Some(reply) = self.admit(&write, Way::Entering(origin))? {
             return Ok(reply);
         }
@@ -105,8 +112,10 @@ impl Replica {
         writes: Vec<KeyedEntry>,
         origin: Origin,
     ) -> Vec<Result<WriteReply, ApplyError>> {
-        let _passing = self.pass(origin).await;
-        self.enter(writes, Way::Entering(origin)).await
+        match self.pass(origin).await {
+            Ok(_passing) => self.enter(writes, Way::Entering(origin)).await,
+            Err(blocked) => writes.iter().map(|_| Err(blocked.clone().into())).collect(),
+        }
     }
 
     /// Merges in what a member holds that is certified further than this node: for it, the fence
@@ -236,16 +245,29 @@ impl Replica {
     }
 
     /// Certifies this node at a horizon, durably, and forgets its tombstones up to there. The caller
-    /// knows that it holds everything up to there. Not cancel safe between log and fence.
+    /// knows that it holds everything up to there. Takes a few seconds at most, whatever the disk
+    /// does. Not cancel safe between log and fence.
     pub(crate) async fn certify(&self, horizon: Timestamp) -> Result<(), LogError> {
-        let alone = self.fence.close().await;
+        let turn = tokio::time::timeout(TURN_WITHIN, self.certifying.lock()).await;
+        let Ok(_turn) = turn else { return Err(LogError::Overloaded) };
         if horizon <= self.horizon() {
             return Ok(());
         }
-        self.log.append(&[LogRecord::Horizon(horizon)]).await?;
+        let before = self.fence.shut(horizon).await.map_err(hangs)?;
+        let record = [LogRecord::Horizon(horizon)];
+        let Ok(logged) = tokio::time::timeout(CERTIFY_WITHIN, self.log.append(&record)).await
+        else {
+            // It may yet come into the log, so nothing that is older may come behind it.
+            return Err(LogError::Overloaded);
+        };
+        if let Err(error) = logged {
+            if !matches!(error, LogError::Failed(_)) {
+                self.fence.open(before);
+            }
+            return Err(error);
+        }
         self.stamps.restore(horizon);
         self.fence.horizon().raise(horizon);
-        drop(alone);
         self.drop_tombstones().await;
         Ok(())
     }
@@ -274,8 +296,14 @@ impl Replica {
 
     /// Holds off a new horizon while entries of others are on their way in. Those of clients are
     /// stamped a moment ago: no horizon comes near them.
-    async fn pass(&self, origin: Origin) -> Option<tokio::sync::RwLockReadGuard<'_, ()>> {
-        if origin == Origin::Client { None } else { Some(self.fence.pass().await) }
+    async fn pass(
+        &self,
+        origin: Origin,
+    ) -> Result<Option<tokio::sync::RwLockReadGuard<'_, ()>>, LogError> {
+        match origin {
+            Origin::Client => Ok(None),
+            _ => self.fence.pass().await.map(Some).map_err(hangs),
+        }
     }
 
     fn check_clock(&self, write: &KeyedEntry) -> Result<(), ApplyError> {
@@ -317,6 +345,11 @@ impl Replica {
     }
 }
 
+/// What holds the fence is waiting for the log.
+const fn hangs(_blocked: Blocked) -> LogError {
+    LogError::Overloaded
+}
+
 /// How an entry comes in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -339,8 +372,11 @@ impl Way {
 mod tests {
     use std::sync::Mutex;
 
+    use tokio::time::Instant;
+    use tokio_util::task::TaskTracker;
+
     use super::*;
-    use crate::app::fixture::{Fixture, NOW, key, live, version};
+    use crate::app::fixture::{Fixture, NOW, TestNode, key, live, version};
     use crate::domain::{LATE_NS, NodeId, Value};
     use crate::ports::{Certification, MockOpLog, NotCertified, RequestOptions, Verdict};
 
@@ -416,6 +452,74 @@ mod tests {
         let refused = api.fence(certified(1, 9, Duration::ZERO)).await;
         assert_eq!(refused, Err(NotCertified::Log(LogError::DiskFull)));
         assert_eq!(node.client().cluster().horizon, None);
+        // And nothing is refused for it: others may not have reached it either.
+        let late = KeyedEntry::new(key("late"), live(1, "v"));
+        let replies = api.apply(vec![late], Origin::Replica).await;
+        assert_eq!(replies, [Err(ApplyError::Log(LogError::DiskFull))]);
+    }
+
+    /// A node whose disk hangs from now on, with a copy of "held", and its removal elsewhere.
+    fn on_a_hanging_disk() -> (TestNode, KeyedEntry) {
+        let hour = Duration::from_secs(3_600);
+        let node = Fixture { log_delays: (hour, hour), ..Fixture::with_peers([2]) }.build();
+        node.hold("held", live(8, "v"));
+        (node, KeyedEntry::new(key("held"), live(8, "v")))
+    }
+
+    const OVERLOADED: LogError = LogError::Overloaded;
+
+    #[tokio::test(start_paused = true)]
+    async fn a_horizon_that_the_disk_hangs_on_holds_up_nobody_and_ends() {
+        let (node, held) = on_a_hanging_disk();
+        let api = node.node.replica_api();
+        let began = Instant::now();
+        let certifying = TaskTracker::new().spawn({
+            let api = Arc::clone(&api);
+            async move { api.fence(certified(1, 9, Duration::ZERO)).await }
+        });
+        let second = TaskTracker::new().spawn({
+            let api = Arc::clone(&api);
+            async move { api.fence(certified(1, 10, Duration::ZERO)).await }
+        });
+        tokio::task::yield_now().await;
+        // What needs no disk is answered at once: what is held, and what is refused.
+        let ghost = KeyedEntry::new(key("ghost"), live(7, "v"));
+        let replies = api.apply(vec![held, ghost.clone()], Origin::Replica).await;
+        assert_eq!(replies[0], Ok(WriteReply::Applied { previous: None }));
+        assert!(matches!(replies[1], Ok(WriteReply::Superseded { .. })), "{replies:?}");
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        for (fenced, within) in [(second, TURN_WITHIN), (certifying, CERTIFY_WITHIN)] {
+            assert_eq!(fenced.await.unwrap(), Err(NotCertified::Log(OVERLOADED)));
+            assert_eq!(began.elapsed(), within);
+        }
+        assert_eq!(node.client().cluster().horizon, None);
+        // The log may have it when the node starts anew: nothing older comes in behind it.
+        let replies = api.apply(vec![ghost], Origin::Replica).await;
+        assert!(matches!(replies[..], [Ok(WriteReply::Superseded { .. })]), "{replies:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_write_that_the_disk_hangs_on_keeps_a_horizon_waiting_for_a_moment_only() {
+        let (node, held) = on_a_hanging_disk();
+        let api = node.node.replica_api();
+        let began = Instant::now();
+        let hanging = TaskTracker::new().spawn({
+            let (api, new) = (Arc::clone(&api), KeyedEntry::new(key("new"), live(NOW, "v")));
+            async move { api.apply(vec![new], Origin::Replica).await }
+        });
+        tokio::task::yield_now().await;
+        let certifying = TaskTracker::new().spawn({
+            let api = Arc::clone(&api);
+            async move { api.fence(certified(1, 9, Duration::ZERO)).await }
+        });
+        tokio::task::yield_now().await;
+        let replies = api.apply(vec![held], Origin::Replica).await;
+        assert_eq!(replies, [Ok(WriteReply::Applied { previous: None })]);
+        assert!(began.elapsed() <= Duration::from_secs(1), "{:?}", began.elapsed());
+        assert_eq!(certifying.await.unwrap(), Err(NotCertified::Log(OVERLOADED)));
+        assert_eq!(began.elapsed(), Duration::from_secs(1));
+        assert!(!hanging.is_finished());
+        hanging.abort();
     }
 
     #[tokio::test]

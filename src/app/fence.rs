@@ -5,14 +5,26 @@
 //! removed so long ago that its tombstone is gone. It is refused like an entry that is older than
 //! the held one, and a coordinator that stamped it a moment ago, by a clock far behind, stamps anew.
 //!
+//! A new horizon is refused up to first, and made durable then: the fence is shut for a moment, and
+//! nobody waits at it for a disk. Both waits at the fence have an end.
+//!
 //! Not here: when a horizon is reached (`domain/horizon.rs`, `collector.rs`).
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
+use tokio::sync::{RwLock, RwLockReadGuard};
+use tokio::time::timeout;
 
 use crate::domain::{LATE_NS, NodeId, Timestamp, Version};
+
+/// How long a new horizon waits for entries that are on their way from the check to the store, by way
+/// of the log. As long as it does, entries of others wait, too.
+const SHUT_WITHIN: Duration = Duration::from_secs(1);
+
+/// How long an entry waits for a new horizon: several may come one after the other.
+const PASS_WITHIN: Duration = Duration::from_secs(2);
 
 /// Where this node is certified; it only rises.
 #[derive(Debug, Default)]
@@ -28,10 +40,16 @@ impl Horizon {
     }
 }
 
+/// What is in the way does not move: the log hangs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Blocked;
+
 /// The fence of this node, and what passed it late.
 #[derive(Debug)]
 pub(crate) struct Fence {
     horizon: Arc<Horizon>,
+    /// Up to where entries are refused, if that is further: a horizon that is being made durable.
+    shut: AtomicU64,
     /// Shared by entries between their check and the store, held alone by a new horizon: or a ghost
     /// that was checked before could come in after the tombstone that hides it is gone.
     passing: RwLock<()>,
@@ -44,26 +62,42 @@ pub(crate) struct Fence {
 impl Fence {
     pub(crate) fn new(horizon: Arc<Horizon>) -> Self {
         let (passing, last_late) = (RwLock::new(()), AtomicU64::new(0));
-        let (late, dropped) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { horizon, passing, last_late, late, dropped }
+        let (shut, late, dropped) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
+        Self { horizon, shut, passing, last_late, late, dropped }
     }
 
     pub(crate) const fn horizon(&self) -> &Arc<Horizon> {
         &self.horizon
     }
 
-    pub(crate) async fn pass(&self) -> RwLockReadGuard<'_, ()> {
-        self.passing.read().await
+    /// Holds off a new horizon for as long as the guard is held.
+    pub(crate) async fn pass(&self) -> Result<RwLockReadGuard<'_, ()>, Blocked> {
+        match self.passing.try_read() {
+            Ok(passing) => Ok(passing),
+            // Rare, and boxed: a timer is large.
+            Err(_) => Box::pin(timeout(PASS_WITHIN, self.passing.read())).await.or(Err(Blocked)),
+        }
     }
 
-    pub(crate) async fn close(&self) -> RwLockWriteGuard<'_, ()> {
-        self.passing.write().await
+    /// Refuses entries up to there, once what passed before has arrived. Returns up to where they
+    /// were refused until now.
+    pub(crate) async fn shut(&self, through: Timestamp) -> Result<Timestamp, Blocked> {
+        let alone = timeout(SHUT_WITHIN, self.passing.write()).await.or(Err(Blocked))?;
+        let before = self.shut.fetch_max(through.as_nanos(), Ordering::AcqRel);
+        drop(alone);
+        Ok(Timestamp::from_nanos(before))
+    }
+
+    /// The horizon for which it was shut is not reached.
+    pub(crate) fn open(&self, through: Timestamp) {
+        self.shut.store(through.as_nanos(), Ordering::Release);
     }
 
     /// By what an entry with this stamp is superseded, if it is not held: larger than any version
     /// up to the horizon, so that a coordinator that moves past it is through.
     pub(crate) fn refuses(&self, stamp: Timestamp) -> Option<Version> {
-        let horizon = self.horizon.get();
+        let shut = Timestamp::from_nanos(self.shut.load(Ordering::Acquire));
+        let horizon = self.horizon.get().max(shut);
         let ghost = horizon > Timestamp::ZERO && stamp <= horizon;
         ghost.then(|| Version::new(horizon, NodeId::new(u64::MAX)))
     }

@@ -3,6 +3,7 @@
 
 mod clocks;
 mod convergence;
+mod fencing;
 mod forgetting;
 mod forgotten;
 mod joining;

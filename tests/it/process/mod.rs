@@ -7,7 +7,7 @@
 //! [`lifecycle`] (start, stop, signals, exit codes, the log file), [`http`] (shapes, codes,
 //! limits), [`abuse`] (what no client should send), [`cluster`] (quorums, joining, leaving),
 //! [`consistency`] (what reads may see), [`operators`] (forgetting members, safe stops),
-//! [`faults`] (members that die, hang, or lose their disk), [`full_disk`], [`full_memory`],
+//! [`faults`] (members that die, hang, or lose their disk), [`forgetting`], [`full_disk`], [`full_memory`],
 //! [`overload`], [`content`] (bytes come
 //! back as they were), [`durable_names`] (what a power cut must not take), [`large_join`], [`kill_loop`], [`dataset`], and [`readme`] (what it tells people to type).
 //!
@@ -24,6 +24,7 @@ mod content;
 mod dataset;
 mod durable_names;
 mod faults;
+mod forgetting;
 mod full_disk;
 mod full_memory;
 mod http;
