@@ -1,6 +1,7 @@
 //! `Clocks`: asks the members for their time, and says when this node's own clock is the wrong one.
 //!
-//! The decision is [`ClockSkew`]'s. A node whose clock is wrong would stamp writes that others
+//! The decision is [`ClockSkew`]'s, and, of a clock that has not come to where others have forgotten
+//! what was removed, [`BehindHorizon`]'s. A node whose clock is wrong would stamp writes that others
 //! refuse, or that lose against older ones; so it takes none from clients until it is right, which
 //! the next round finds out. It goes on to take in what others send, and to answer reads.
 
@@ -10,7 +11,7 @@ use std::time::Duration;
 use arc_swap::ArcSwapOption;
 use futures_util::future::join_all;
 
-use crate::domain::{ClockSample, ClockSkew, MemberState, NodeId};
+use crate::domain::{BehindHorizon, ClockSample, ClockSkew, MemberState, NodeId};
 use crate::ports::{Clock, Peer, PeerTransport};
 
 use super::members::Members;
@@ -60,7 +61,18 @@ impl Clocks {
     }
 
     /// Whether this node's clock may stamp writes.
-    pub(crate) fn check(&self) -> Result<(), ClockSkew> {
+    ///
+    /// # Errors
+    /// Why not, for whoever wants to write.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        self.check_skew().map_err(|skew| skew.to_string())?;
+        let now = self.wall.now();
+        let Some(horizon) = self.members.horizon_beyond(now) else { return Ok(()) };
+        let checked = BehindHorizon::check(now, horizon, &self.samples(), self.max_drift_ns);
+        checked.map_err(|behind| behind.to_string())
+    }
+
+    fn check_skew(&self) -> Result<(), ClockSkew> {
         self.skew.load().as_deref().map_or(Ok(()), |skew| Err(*skew))
     }
 
@@ -74,7 +86,7 @@ impl Clocks {
         let view = self.members.view();
         let up = view.others().filter(|(_, state)| *state == MemberState::Alive);
         let answers = join_all(up.map(|(member, _)| self.ask(Peer::from(member)))).await;
-        let was_right = self.check().is_ok();
+        let was_right = self.check_skew().is_ok();
         let samples: Vec<_> = answers.into_iter().flatten().collect();
         let verdict = ClockSkew::check(&samples, self.max_drift_ns);
         *self.samples() = samples;

@@ -113,7 +113,7 @@ impl ClientApi for Coordinator {
     fn readiness(&self) -> Result<(), String> {
         self.stage.readiness()?;
         self.members.check_whole()?;
-        self.clocks.check().map_err(|skew| skew.to_string())
+        self.clocks.check()
     }
 
     fn cluster(&self) -> ClusterStatus {
@@ -223,7 +223,7 @@ impl Coordinator {
     /// Likewise of a request that this node has to stamp.
     fn admit_write(&self, options: &RequestOptions) -> Result<Instant, ClientError> {
         let deadline = self.admit(options)?;
-        self.clocks.check().map_err(|skew| ClientError::NotReady(skew.to_string()))?;
+        self.clocks.check().map_err(ClientError::NotReady)?;
         Ok(deadline)
     }
 

@@ -37,6 +37,8 @@ pub(crate) struct Members {
     horizon: Arc<Horizon>,
     /// Where the others say that they are.
     horizons: Mutex<BTreeMap<NodeId, Timestamp>>,
+    /// The furthest of them there ever was.
+    furthest: Horizon,
     /// Since when this node knows that others are certified further.
     behind_since: Mutex<Option<Instant>>,
 }
@@ -85,6 +87,7 @@ impl Members {
             until_whole: Mutex::new(start.kept_until_whole()),
             horizon,
             horizons: Mutex::default(),
+            furthest: Horizon::default(),
             behind_since: Mutex::default(),
         }
     }
@@ -216,12 +219,26 @@ impl Members {
     /// Takes in where a member is certified. Says whether that is further than this node.
     fn note_horizon(&self, member: NodeId, theirs: Timestamp) -> bool {
         lock(&self.horizons).insert(member, theirs);
+        self.furthest.raise(theirs);
         theirs > self.horizon.get()
     }
 
     /// Where a member is certified, as far as this node knows.
     pub(crate) fn horizon_of(&self, member: NodeId) -> Timestamp {
         lock(&self.horizons).get(&member).copied().unwrap_or_default()
+    }
+
+    /// The furthest horizon of a whole member that is up, if it is beyond this node's and this time.
+    pub(crate) fn horizon_beyond(&self, time: Timestamp) -> Option<Timestamp> {
+        let nearest = self.horizon.get().max(time);
+        if self.furthest.get() <= nearest {
+            // Every write asks.
+            return None;
+        }
+        let view = self.view();
+        let up = view.peers().filter(|m| view.liveness(m.id) == Liveness::Alive);
+        let whole = up.filter(|m| m.phase == Phase::Whole);
+        whole.map(|m| self.horizon_of(m.id)).max().filter(|furthest| *furthest > nearest)
     }
 
     /// Where this node is certified.

@@ -42,7 +42,7 @@ pub use memory::{MemoryFull, MemoryLimit};
 pub use quorum::{InvalidQuorum, Progress, QuorumSpec, Required};
 pub use read_quorum::ReadQuorum;
 pub use recount::Recount;
-pub use skew::{ClockSample, ClockSkew};
+pub use skew::{BehindHorizon, ClockSample, ClockSkew};
 pub use start::{Contact, KeptData, Roundup, Start};
 pub use stopping::{QuorumKind, StopCheck, StopRisk, StopWitness};
 pub use summary::{Remedy, Summary};

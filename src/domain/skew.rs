@@ -5,7 +5,9 @@
 //! synchronization", 1989). From the estimates of all members that answer, and this node's own clock
 //! as one more, the median is the time that at least half of them agree with or lie beyond; where
 //! that is certainly further away than versions may lie ahead, this node's clock is the one to be
-//! mended. Of two nodes that disagree neither can know which is wrong, and neither is taken for it.
+//! mended. Of two nodes that disagree neither can know which is wrong, and neither is taken for it;
+//! but for one whose time has not come to where the other has forgotten removed keys already: what it
+//! stamps is taken for one of those, and would be lost.
 
 use super::{NodeId, Timestamp};
 
@@ -71,6 +73,38 @@ impl ClockSkew {
     }
 }
 
+/// This node's time is behind a horizon that others have reached and it has not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the clock of this node is {} ms behind the horizon, up to which other members have forgotten what was removed: they would take its writes for that, so none are taken until the clock is right or the node has joined again: check NTP",
+    behind_ns / 1_000_000
+)]
+pub struct BehindHorizon {
+    /// The horizon less this node's time, in nanoseconds.
+    pub behind_ns: u64,
+}
+
+impl BehindHorizon {
+    /// Decides from this node's time, the furthest horizon of the others, if it is beyond its own, and
+    /// the samples of the members that answer.
+    ///
+    /// # Errors
+    /// `BehindHorizon` when the horizon lies further ahead than allowed. Not if most members agree
+    /// with this node's clock, at least one among them: then it is the horizon that is wrong.
+    pub fn check(
+        wall: Timestamp,
+        horizon: Timestamp,
+        samples: &[ClockSample],
+        max_drift_ns: u64,
+    ) -> Result<(), Self> {
+        let behind_ns = horizon.nanos_after(wall);
+        let agrees = |sample: &&ClockSample| sample.certain_ns().unsigned_abs() <= max_drift_ns;
+        let agree = samples.iter().filter(agrees).count();
+        let most_agree = agree > 0 && (agree + 1) * 2 > samples.len() + 1;
+        if behind_ns > max_drift_ns && !most_agree { Err(Self { behind_ns }) } else { Ok(()) }
+    }
+}
+
 /// The median of these and 0, which is this node's own; of the two in the middle of an even number
 /// the one nearer to 0.
 fn median(offsets: impl Iterator<Item = i64>) -> i64 {
@@ -94,6 +128,24 @@ mod tests {
 
     fn t(nanos: u64) -> Timestamp {
         Timestamp::from_nanos(nanos)
+    }
+
+    /// Every number of up to five others that agree with this node, or do not.
+    #[test]
+    fn a_node_is_behind_a_horizon_unless_most_say_that_its_clock_is_right() {
+        for behind_ns in [0, 1, 500, 501, u64::MAX - 1_000] {
+            for agree in 0..=5usize {
+                for differ in 0..=5usize {
+                    let samples = [vec![sample(500); agree], vec![sample(501); differ]].concat();
+                    let horizon = t(1_000 + behind_ns);
+                    let checked = BehindHorizon::check(t(1_000), horizon, &samples, DRIFT);
+                    let right = behind_ns <= 500 || (agree > 0 && agree + 1 > differ);
+                    let expected = if right { Ok(()) } else { Err(BehindHorizon { behind_ns }) };
+                    assert_eq!(checked, expected, "{agree} agree, {differ} do not");
+                }
+            }
+        }
+        assert_eq!(BehindHorizon::check(t(1_000), Timestamp::ZERO, &[], DRIFT), Ok(()));
     }
 
     /// Every combination of up to five others that agree, are on the edge, or are off to either

@@ -1,9 +1,12 @@
 //! Clocks that are wrong: seen, and kept from doing harm.
 
-use lally::adapters::memory::MemoryNetwork;
-use lally::ports::{ClientError, Verdict};
+use std::time::Duration;
 
-use super::nodes::{Running, eventually, three};
+use lally::adapters::memory::MemoryNetwork;
+use lally::domain::{MemberState, Timestamp};
+use lally::ports::{Certification, ClientError, Verdict};
+
+use super::nodes::{Disk, EPOCH, Running, equal, eventually, three};
 
 /// An hour, in nanoseconds.
 const HOUR: i64 = 3_600_000_000_000;
@@ -70,4 +73,46 @@ async fn two_nodes_that_disagree_both_go_on() {
     eventually("both of them", || offsets(&two)[0] == Some(-3_600_000)).await;
     assert!(one.client().readiness().is_ok() && two.client().readiness().is_ok());
     drop(disks);
+}
+
+/// With a quorum of one it would acknowledge what the others take for a key that was removed and
+/// forgotten: it would lose it when it joins again.
+#[tokio::test(start_paused = true)]
+async fn a_node_that_has_not_come_to_the_others_horizon_acknowledges_nothing_before_it_is_past() {
+    let network = MemoryNetwork::new();
+    let (first, second) = (Disk::new(1), Disk::new(2));
+    let one = first.start(&network, &[]).await;
+    one.ready().await;
+    let two = second.start(&network, &[&first]).await;
+    two.ready().await;
+    let sees_the_other = |node: &Running| node.states() == [MemberState::Alive];
+    eventually("they are two", || sees_the_other(&one) && sees_the_other(&two)).await;
+    one.add("k", "v", "all").await.unwrap();
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    two.clock.set_ahead(-HOUR);
+    eventually("they see it", || offsets(&two)[0] == Some(3_600_000)).await;
+    // Of two that disagree both go on.
+    two.add("before", "v", "all").await.unwrap();
+    // For that came late.
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let horizon = Timestamp::from_nanos(EPOCH + 20_000_000_000);
+    let certification = Certification { horizon, generation: 1, age: Duration::ZERO };
+    one.node.replica_api().fence(certification).await.unwrap();
+    let refuses = || two.client().readiness().is_err_and(|why| why.contains("behind the horizon"));
+    eventually("it says so", refuses).await;
+    for outcome in [two.add("new", "v", "1").await, two.remove("k", "1").await] {
+        let Err(ClientError::NotReady(why)) = outcome else { panic!("{outcome:?}") };
+        assert!(why.contains("behind the horizon") && why.contains("NTP"), "{why}");
+    }
+    // It joins again, and goes on past the horizon.
+    let generation = || two.client().cluster().node.member.generation;
+    eventually("it joins again", || generation() == 2).await;
+    two.ready().await;
+    eventually("it counts", || sees_the_other(&one)).await;
+    let answer = two.add("new", "v", "all").await.unwrap();
+    assert_eq!((answer.verdict, answer.required), (Verdict::Success, 2));
+    assert!(answer.timestamp > Some(horizon));
+    equal(&[&one, &two]).await;
+    assert!(two.quarantine.kept().is_empty());
+    assert_eq!((one.own("before").as_deref(), one.own("new").as_deref()), (Some("v"), Some("v")));
 }
