@@ -6,8 +6,11 @@ use crate::domain::{KeyedEntry, Timestamp};
 
 /// Keeps entries that are taken out of the store for people to look at.
 ///
-/// Contract (suite: `src/adapters/json_quarantine.rs`): after `keep` returned `Ok`, every entry is
-/// kept whole, a power cut notwithstanding, until a person deletes it. What was kept before stays.
+/// Contract (suite: `tests/it/contracts/quarantine.rs`):
+/// * After `keep` returned `Ok`, every entry is kept whole, a power cut notwithstanding, until a
+///   person deletes it.
+/// * What was kept before MUST stay, of earlier lives of the node too, also if `keep` fails.
+/// * `keep` may be called from several tasks at once; entries of one call MUST NOT tear another's.
 #[cfg_attr(test, mockall::automock)]
 #[async_trait]
 pub trait Quarantine: Send + Sync + 'static {

@@ -11,6 +11,7 @@ mod detector;
 mod log;
 mod log_damage;
 mod networks;
+mod quarantine;
 mod replica;
 mod store;
 mod suite;
