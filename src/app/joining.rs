@@ -99,10 +99,13 @@ impl Joining {
         // Whoever was at this node's address is no more: this node is counted in its place.
         let is_here = |member: &Member| member.grpc_addr == view.me().grpc_addr;
         let replaces = view.others().any(|(member, _)| is_here(member));
+        let joins_again = |m: &&Member| m.phase == Phase::Joining && view.counts(m.id);
+        let others_lost = round.answered.values().filter(joins_again).count();
         Roundup {
             answered,
             silent_members: silent.filter(|member| !is_here(member)).count(),
             silent_addrs: round.silent,
+            others_lost,
             replaces_a_member: replaces,
             patience_is_over,
         }

@@ -112,7 +112,7 @@ impl Reader {
         required: impl FnOnce(usize) -> Required,
     ) -> Reading {
         let view = self.members.view();
-        let required = required(view.replicas().count());
+        let required = required(view.size());
         let peers = self.nearest_first(&view);
         let quorum = ReadQuorum::new(required, view.me().id, own_copy, peers);
         Reading { reader: Arc::clone(self), view, key, quorum, replies: FuturesUnordered::new() }

@@ -390,7 +390,7 @@ impl Running {
 
 /// The members that must, and may, acknowledge a write.
 fn quorum(write: &Write, view: &MemberView) -> WriteQuorum {
-    WriteQuorum::new(write.quorum.among(view.replicas().count()), view.replicas())
+    WriteQuorum::new(write.quorum.among(view.size()), view.replicas())
 }
 
 #[cfg(test)]

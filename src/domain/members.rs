@@ -140,6 +140,20 @@ pub enum Meeting {
 struct Known {
     record: Member,
     liveness: Liveness,
+    /// Whether it is whole, or was and has not left since: one that lost its data, and joins again.
+    counts: bool,
+}
+
+impl Known {
+    /// Takes over a later statement.
+    fn state(&mut self, record: Member) {
+        self.counts = match record.phase {
+            Phase::Whole => true,
+            Phase::Joining => self.counts,
+            Phase::Left => false,
+        };
+        self.record = record;
+    }
 }
 
 /// All members known to one node, itself included.
@@ -203,13 +217,13 @@ impl MemberView {
         match self.others.get_mut(&record.id) {
             None => {
                 // Down until the failure detector or the member itself says otherwise.
-                let liveness = Liveness::Down;
-                self.others.insert(record.id, Known { record, liveness });
+                let (liveness, counts) = (Liveness::Down, record.phase == Phase::Whole);
+                self.others.insert(record.id, Known { record, liveness, counts });
                 RecordChange::Appeared
             }
             Some(known) if record.replaces(&known.record) => {
                 let reborn = record.generation > known.record.generation;
-                known.record = record;
+                known.state(record);
                 if reborn { RecordChange::Appeared } else { RecordChange::Advanced }
             }
             Some(_) => RecordChange::Nothing,
@@ -254,7 +268,7 @@ impl MemberView {
                 && known.record.phase != Phase::Left
                 && known.liveness == Liveness::Down;
             if lost {
-                known.record.phase = Phase::Left;
+                known.state(Member { phase: Phase::Left, ..known.record.clone() });
                 replaced.push(known.record.clone());
             }
         }
@@ -278,8 +292,8 @@ impl MemberView {
         if known.liveness != Liveness::Down {
             return Err(CannotForget::NotDown(id));
         }
-        known.record.generation = known.record.generation.saturating_add(FORGOTTEN_AHEAD);
-        known.record.phase = Phase::Left;
+        let generation = known.record.generation.saturating_add(FORGOTTEN_AHEAD);
+        known.state(Member { generation, phase: Phase::Left, ..known.record.clone() });
         Ok(Forgotten::Now(known.record.clone()))
     }
 
@@ -313,6 +327,19 @@ impl MemberView {
     pub fn replicas(&self) -> impl Iterator<Item = NodeId> {
         let whole = self.peers().filter(|m| m.phase == Phase::Whole).map(|m| m.id);
         std::iter::once(self.me.id).chain(whole)
+    }
+
+    /// The number that quorums are computed from: the [replicas](Self::replicas), and the members that
+    /// were whole, have not left, and join again. They may have been part of a quorum, so it would be
+    /// wrong to need fewer others before they are back: after a second change of members, which not
+    /// everybody has heard of, a majority could miss a write.
+    pub fn size(&self) -> usize {
+        1 + self.others.values().filter(|known| known.counts).count()
+    }
+
+    /// Whether another member counts for the [size](Self::size).
+    pub fn counts(&self, id: NodeId) -> bool {
+        self.others.get(&id).is_some_and(|known| known.counts)
     }
 
     /// All records, this node's first.
@@ -476,7 +503,26 @@ mod tests {
         assert_eq!(view.replace_by(&whole), [left]);
         assert_eq!(view.replace_by(&whole), []);
         let peers: Vec<_> = view.peers().map(|m| m.id.as_u64()).collect();
-        assert_eq!((peers, view.replicas().count()), (vec![3], 2));
+        assert_eq!((peers, view.replicas().count(), view.size()), (vec![3], 2, 2));
+    }
+
+    /// Every sequence of five statements of a member, of three kinds, each of a later start.
+    #[test]
+    fn a_member_that_was_whole_counts_for_the_size_until_it_leaves() {
+        let phases = [Phase::Joining, Phase::Whole, Phase::Left];
+        for mut choice in 0..phases.len().pow(5) {
+            let (mut view, mut counts) = (view(), false);
+            for generation in 1..=5 {
+                let phase = phases[choice % phases.len()];
+                choice /= phases.len();
+                view.merge(member(2, generation, phase));
+                counts = phase == Phase::Whole || (counts && phase == Phase::Joining);
+                assert_eq!(view.size(), 1 + usize::from(counts));
+                assert_eq!(view.replicas().count(), 1 + usize::from(phase == Phase::Whole));
+            }
+            view.forget(NodeId::new(2)).unwrap();
+            assert_eq!(view.size(), 1);
+        }
     }
 
     /// Every liveness and phase of the member, and whether it can be forgotten then.

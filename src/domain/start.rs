@@ -5,7 +5,7 @@
 //! graceful stop) first compares with the members it can reach; one that crashed never stopped
 //! counting and serves at once what its log holds. A newcomer needs half of the members, since a
 //! majority that acknowledged a write has a node in every such half; one that lost its data counts
-//! itself among them, for it may have been part of that majority.
+//! itself among them, and others that did, for they may have been part of that majority.
 //!
 //! And a cluster must always be able to start: a node that used to be a member goes on alone if
 //! nobody answers, and when only newcomers meet, and nobody is missing, the one with the smallest id
@@ -88,8 +88,10 @@ impl Start {
                     return nobody_is_missing && all_compared && smallest;
                 }
                 let lost = usize::from(self == Self::Rejoin || round.replaces_a_member);
-                let members = whole.len() + round.silent_members + lost;
-                whole.iter().all(|contact| contact.compared) && whole.len() >= members.div_ceil(2)
+                let members = whole.len() + round.silent_members + round.others_lost + lost;
+                // Where nobody is missing there is nothing more to be had.
+                let enough = whole.len() >= members.div_ceil(2) || round.silent_members == 0;
+                whole.iter().all(|contact| contact.compared) && enough
             }
         }
     }
@@ -104,6 +106,8 @@ pub struct Roundup {
     pub silent_members: usize,
     /// Addresses at which nobody answered, those of the members included.
     pub silent_addrs: usize,
+    /// Members that answered, and join again: their data may be lost like this node's.
+    pub others_lost: usize,
     /// Whether this node stands at the address of a member of another id, whose data is lost.
     pub replaces_a_member: bool,
     /// Whether the rounds have gone on for as long as a former member waits for the others.
@@ -227,21 +231,28 @@ mod tests {
         }
     }
 
-    /// Every majority of the members that may have acknowledged a write, the lost one among them,
-    /// has a node among those that were compared with.
+    /// Every majority of the members that may have acknowledged a write, the lost ones among them,
+    /// has a node among those that were compared with; or there is nobody else.
     #[test]
     fn a_member_without_its_data_meets_every_majority_it_was_part_of() {
-        for others in 1..=6usize {
-            for answering in 1..=others {
-                let answered: Vec<_> =
-                    (0..answering).map(|i| contact(9 + i as u64, Phase::Whole, true)).collect();
-                let round = with_silent_members(&answered, others - answering);
-                let by_address = Roundup { replaces_a_member: true, ..round.clone() };
-                let enough = Start::Rejoin.is_complete(ME, &round);
-                assert_eq!(Start::Join.is_complete(ME, &by_address), enough);
-                let members = others + 1;
-                let majority_without_me = members / 2;
-                assert_eq!(enough, others - answering < majority_without_me, "{round:?}");
+        for whole in 1..=6usize {
+            for silent in 0..=6usize {
+                for others_lost in 0..=3usize {
+                    let mut answered: Vec<_> =
+                        (0..whole).map(|i| contact(9 + i as u64, Phase::Whole, true)).collect();
+                    answered.extend((0..others_lost as u64).map(|i| Contact {
+                        id: NodeId::new(90 + i),
+                        phase: Phase::Joining,
+                        compared: false,
+                    }));
+                    let round = Roundup { others_lost, ..with_silent_members(&answered, silent) };
+                    let by_address = Roundup { replaces_a_member: true, ..round.clone() };
+                    let enough = Start::Rejoin.is_complete(ME, &round);
+                    assert_eq!(Start::Join.is_complete(ME, &by_address), enough);
+                    let lost = others_lost + 1;
+                    let majority = (whole + silent + lost) / 2 + 1;
+                    assert_eq!(enough, silent == 0 || silent + lost < majority, "{round:?}");
+                }
             }
         }
     }

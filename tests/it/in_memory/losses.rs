@@ -211,3 +211,61 @@ async fn a_member_that_some_only_know_as_joining_counts_among_those_that_are_mis
         assert_eq!((answer.verdict, value), (Verdict::Success, Some("v")));
     }
 }
+
+/// Two of the three that acknowledged a write lose it. The third has it still, so nobody is to go on
+/// without that one: neither those who missed the write, nor the two.
+#[tokio::test(start_paused = true)]
+async fn members_that_join_again_make_no_majority_smaller() {
+    let network = MemoryNetwork::new();
+    let (disks, [one, two, three]) = three(&network).await;
+    let (mut fourth, mut fifth) = (Disk::new(4), Disk::new(5));
+    let four = fourth.start(&network, &[&disks[0]]).await;
+    four.ready().await;
+    let five = fifth.start(&network, &[&disks[0]]).await;
+    five.ready().await;
+    for node in [&one, &two, &three, &four] {
+        eventually("they are five", || node.states() == [MemberState::Alive; 4]).await;
+    }
+    for disk in &disks[1..] {
+        network.cut_off(&disk.addr);
+    }
+    let answer = one.add("k", "v", "majority").await.unwrap();
+    assert_eq!((answer.verdict, answer.required, answer.achieved), (Verdict::Success, 3, 3));
+    for node in [one, four, five] {
+        node.crash(&network);
+    }
+    network.heal();
+    let four = fourth.start_fresh(&network, &[]).await;
+    let five = fifth.start_fresh(&network, &[]).await;
+    tokio::time::sleep(LONG).await;
+    for node in [&two, &three] {
+        let answer = node.client().get(named("k"), with_quorum("majority")).await.unwrap();
+        assert_eq!(answer.verdict, Verdict::Partial, "a majority without the write: {answer:?}");
+    }
+    assert!(four.client().readiness().is_err() && five.client().readiness().is_err());
+
+    let one = disks[0].start(&network, &[]).await;
+    four.ready().await;
+    five.ready().await;
+    equal(&[&one, &two, &three, &four, &five]).await;
+    for node in [&two, &three, &four, &five] {
+        let answer = node.client().get(named("k"), with_quorum("majority")).await.unwrap();
+        let value = answer.value.as_ref().map(Value::as_str);
+        assert_eq!((answer.verdict, value), (Verdict::Success, Some("v")));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_of_three_that_lost_their_data_get_what_the_third_has() {
+    let network = MemoryNetwork::new();
+    let (mut disks, [one, two, three]) = three(&network).await;
+    one.add("k", "v", "all").await.unwrap();
+    two.crash(&network);
+    three.crash(&network);
+    let two = disks[1].start_fresh(&network, &[]).await;
+    let three = disks[2].start_fresh(&network, &[]).await;
+    two.ready().await;
+    three.ready().await;
+    equal(&[&one, &two, &three]).await;
+    assert_eq!(three.own("k").as_deref(), Some("v"));
+}
