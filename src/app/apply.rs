@@ -17,6 +17,7 @@ use super::fence::{Blocked, Fence, Horizon};
 use super::hook_chain::HookChain;
 use super::stage::Stage;
 use super::stamps::Stamps;
+use super::underway::Underway;
 
 /// How long the log may take for a new horizon, and how long another one waits for its turn.
 const CERTIFY_WITHIN: Duration = Duration::from_secs(5);
@@ -36,6 +37,7 @@ pub struct Replica {
     fence: Fence,
     /// Held while a horizon is made durable: one at a time.
     certifying: tokio::sync::Mutex<()>,
+    underway: Underway,
     entries_synced: AtomicU64,
     drift_refusals: AtomicU64,
     /// The same by the node that stamped what was refused.
@@ -60,6 +62,7 @@ impl Replica {
             stage,
             fence,
             certifying: tokio::sync::Mutex::default(),
+            underway: Underway::default(),
             entries_synced,
             drift_refusals,
             refused_stamps,
@@ -101,6 +104,7 @@ impl Replica {
         if let Some(reply) = self.admit(&write, Way::Entering(origin))? {
             return Ok(reply);
         }
+        let _change = self.underway.begin();
         self.log.append(&[LogRecord::Write(write.clone())]).await?;
         Ok(self.settle(write, origin))
     }
@@ -150,6 +154,7 @@ impl Replica {
         if records.is_empty() {
             return replies;
         }
+        let _change = self.underway.begin();
         let logged = self.log.append(&records).await;
         let full = logged == Err(LogError::DiskFull);
         let rest = if full { self.log_removals(&records).await } else { logged.clone() };
@@ -174,6 +179,11 @@ impl Replica {
             return Err(LogError::DiskFull);
         }
         self.log.append(&removals).await
+    }
+
+    /// Waits until everything that is in the log by now is in the store. Cancel safe.
+    pub(crate) async fn settled(&self) {
+        self.underway.settled().await;
     }
 
     /// This node's copy of a key.
@@ -278,6 +288,7 @@ impl Replica {
             key: key.clone(),
             version: *version,
         };
+        let _change = self.underway.begin();
         self.log.append(&versions.iter().map(record).collect::<Vec<_>>()).await?;
         for (key, version) in versions {
             self.store.expunge(key, *version);

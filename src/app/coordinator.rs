@@ -14,13 +14,14 @@ use crate::domain::{
     StopRisk, StopWitness, Timestamp, Value,
 };
 use crate::ports::{
-    Answer, ClientApi, ClientError, ClusterStatus, Consistency, ForgetError, MemberStatus,
-    NodeStats, NodeStatus, OpKind, OpLog, Operation, Origin, RequestOptions,
+    Answer, ClientApi, ClientError, ClusterStatus, Compacted, Consistency, ForgetError,
+    MemberStatus, NodeStats, NodeStatus, OpKind, OpLog, Operation, Origin, RequestOptions,
 };
 
 use super::announcer::Announcer;
 use super::apply::Replica;
 use super::clocks::Clocks;
+use super::compactor::Compactor;
 use super::handoff::Handoff;
 use super::hook_chain::HookChain;
 use super::members::Members;
@@ -29,6 +30,7 @@ use super::reconcile::Reconciler;
 use super::recount::Recounter;
 use super::repair::ReadRepair;
 use super::stage::Stage;
+use super::tasks::Tasks;
 use super::writing::Writer;
 
 /// Longest timeout that a request may ask for.
@@ -50,6 +52,8 @@ pub struct Coordinator {
     pub(crate) announcer: Arc<Announcer>,
     pub(crate) clocks: Arc<Clocks>,
     pub(crate) recounter: Arc<Recounter>,
+    pub(crate) compactor: Arc<Compactor>,
+    pub(crate) tasks: Tasks,
 }
 
 /// What holds for a request that does not say otherwise.
@@ -154,6 +158,17 @@ impl ClientApi for Coordinator {
     async fn forget(&self, member: NodeId) -> Result<Forgotten, ForgetError> {
         self.stage.admit_operator()?;
         Ok(self.announcer.forget(member).await?)
+    }
+
+    async fn compact_log(&self) -> Result<Compacted, ClientError> {
+        self.stage.admit_operator()?;
+        let compactor = Arc::clone(&self.compactor);
+        let (answer, compacted) = tokio::sync::oneshot::channel();
+        self.tasks.spawn_loop(async move {
+            // Whoever asked may be gone.
+            answer.send(compactor.compact().await).ok();
+        });
+        compacted.await.unwrap_or(Err(ClientError::ShuttingDown))
     }
 
     fn stop_risks(&self) -> Vec<StopRisk> {

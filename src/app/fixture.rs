@@ -14,10 +14,10 @@ use crate::domain::{
     Summary, Timestamp, Value, Version,
 };
 use crate::ports::{
-    Announcement, Answer, Book, Certification, ClientApi, EntryStream, Hook, LogError, LogRecord,
-    LogStats, Merged, MockClock, MockFailureDetector, MockMemberBook, MockOpLog, MockPeerTransport,
-    MockQuarantine, MockStore, OpLog, Peer, PeerError, PeerTransport, ProtocolRange, ReplayVisitor,
-    Replayed, StoreStats, WriteReply,
+    Announcement, Answer, Book, Certification, ClientApi, Compacted, EntryStream, Hook, LogError,
+    LogRecord, LogStats, Merged, MockClock, MockFailureDetector, MockMemberBook, MockOpLog,
+    MockPeerTransport, MockQuarantine, MockStore, OpLog, Peer, PeerError, PeerTransport,
+    ProtocolRange, ReplayVisitor, Replayed, SnapshotSource, StoreStats, WriteReply,
 };
 
 use super::members::Members;
@@ -367,6 +367,10 @@ impl OpLog for DelayedLog {
             tokio::time::sleep(delay).await;
         }
         self.inner.append(records).await
+    }
+
+    async fn compact(&self, source: Box<dyn SnapshotSource>) -> Result<Compacted, LogError> {
+        self.inner.compact(source).await
     }
 
     fn stats(&self) -> LogStats {

@@ -15,6 +15,7 @@ mod apply;
 mod asking;
 mod clocks;
 mod collector;
+mod compactor;
 mod confirming;
 mod coordinator;
 mod exchange;
@@ -37,6 +38,7 @@ mod settings;
 mod stage;
 mod stamps;
 mod tasks;
+mod underway;
 mod walks;
 mod writing;
 

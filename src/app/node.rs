@@ -18,6 +18,7 @@ use super::announcer::Announcer;
 use super::apply::Replica;
 use super::clocks::Clocks;
 use super::collector::Collector;
+use super::compactor::Compactor;
 use super::coordinator::{Coordinator, Defaults};
 use super::exchange::Sides;
 use super::ghosts::Ghosts;
@@ -81,6 +82,7 @@ pub struct Node {
     reconciler: Arc<Reconciler>,
     handoff: Arc<Handoff>,
     clocks: Arc<Clocks>,
+    compactor: Arc<Compactor>,
     coordinator: Arc<Coordinator>,
     peer_service: Arc<PeerService>,
     parts: NodeParts,
@@ -192,6 +194,8 @@ impl Node {
             Arc::clone(&parts.clock),
             settings.max_clock_drift,
         ));
+        let compactor =
+            Arc::new(Compactor { replica: Arc::clone(&replica), log: Arc::clone(&parts.log) });
         let coordinator = Arc::new(Coordinator {
             defaults: Defaults {
                 read_quorum: settings.read_quorum,
@@ -213,6 +217,8 @@ impl Node {
             announcer: Arc::clone(&announcer),
             clocks: Arc::clone(&clocks),
             recounter: Arc::new(Recounter::new(Arc::clone(&parts.store), settings.walks)),
+            compactor: Arc::clone(&compactor),
+            tasks: tasks.clone(),
         });
         let peer_service = Arc::new(PeerService {
             replica: Arc::clone(&replica),
@@ -229,6 +235,7 @@ impl Node {
             reconciler,
             handoff,
             clocks,
+            compactor,
             coordinator,
             peer_service,
             parts,
@@ -274,6 +281,8 @@ impl Node {
         self.tasks.spawn_loop(async move { handoff.run().await });
         let clocks = Arc::clone(&self.clocks);
         self.tasks.spawn_loop(async move { clocks.run().await });
+        let compactor = Arc::clone(&self.compactor);
+        self.tasks.spawn_loop(async move { compactor.run().await });
         let (reconciler, interval) =
             (Arc::clone(&self.reconciler), self.settings.anti_entropy_interval);
         let random_seed = self.settings.random_seed;

@@ -6,6 +6,7 @@
 //! `thiserror` and a stable hash.
 
 mod clock;
+mod compaction;
 mod confirmation;
 mod digest;
 mod entry;
@@ -26,6 +27,7 @@ mod version;
 mod write_quorum;
 
 pub use clock::{ClockDrift, HybridClock, RESERVATION_NS, ReservationNeeded};
+pub use compaction::LogWeight;
 pub use confirmation::Confirmation;
 pub use digest::{
     BUCKETS, Bucket, BucketSet, Digest, DigestLevel, Fingerprint, GROUP_BUCKETS, GROUPS, Group,

@@ -9,7 +9,7 @@ use crate::domain::{
     StopRisk, Timestamp, Value,
 };
 
-use super::{LogError, LogStats, StoreStats};
+use super::{Compacted, LogError, LogStats, StoreStats};
 
 /// What clients ask of this node. The HTTP adapter calls it, and so may an embedding program.
 ///
@@ -54,6 +54,14 @@ pub trait ClientApi: Send + Sync + 'static {
     /// # Errors
     /// [`ForgetError`]; nothing was changed then.
     async fn forget(&self, member: NodeId) -> Result<Forgotten, ForgetError>;
+
+    /// Has the log compacted: returns when that is done, whatever it takes. Cancel safety: dropping
+    /// the future does not stop it.
+    ///
+    /// # Errors
+    /// [`ClientError::Overloaded`] when that is done already, [`ClientError::DiskFull`] when there is
+    /// no space for the copy, and others; the log is as it was then.
+    async fn compact_log(&self) -> Result<Compacted, ClientError>;
 
     /// What speaks against stopping this node now; nothing if that is safe.
     fn stop_risks(&self) -> Vec<StopRisk>;

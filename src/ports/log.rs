@@ -18,7 +18,12 @@ use crate::domain::{Key, KeyedEntry, Timestamp, Version};
 /// * While values are refused with [`LogError::DiskFull`], an `append` without values (of removals
 ///   and clock bounds alone) MUST still be taken for as long as a reserve lasts, if the disk can
 ///   hold one. An `append` is refused as a whole, and takes no other one with it.
-/// * After [`LogError::Failed`] every later `append` MUST fail: a log that could not be written
+/// * `compact` replaces the records of appends before it by what they come to: a later replay MUST
+///   visit every entry of the source, the highest clock bound and the highest horizon so far, and
+///   every record of every append that begins after [`SnapshotSource::settle`] was called; records
+///   of appends before that it MAY leave out. It MUST NOT hold up appends for longer than a few
+///   syncs, and a crash at any moment MUST leave what was there before or what is there after.
+/// * After [`LogError::Failed`] from `append` every later `append` MUST fail: a log that could not be written
 ///   once is never believed again.
 #[cfg_attr(test, mockall::automock)]
 #[async_trait]
@@ -32,12 +37,52 @@ pub trait OpLog: Send + Sync + 'static {
     /// in the log.
     async fn append(&self, records: &[LogRecord]) -> Result<(), LogError>;
 
+    /// Makes the log as short as what it says. One at a time.
+    ///
+    /// Cancel safety: dropping the future may leave the work unfinished; nothing is lost.
+    ///
+    /// # Errors
+    /// [`LogError::Overloaded`] when a compaction runs already, [`LogError::DiskFull`] when there is
+    /// no space for the copy, [`LogError::Closed`] when the log is closed meanwhile; what the source
+    /// failed with; and [`LogError::Failed`]. After any of them the log is as it was, and appends go
+    /// on unless they say otherwise.
+    async fn compact(&self, source: Box<dyn SnapshotSource>) -> Result<Compacted, LogError>;
+
     /// Sizes and counts.
     fn stats(&self) -> LogStats;
 
     /// Writes and syncs everything that is queued, whatever the policy, and refuses more. A second
     /// call does nothing.
     async fn close(&self) -> Result<(), LogError>;
+}
+
+/// What a log is compacted to.
+#[async_trait]
+pub trait SnapshotSource: Send + 'static {
+    /// Called once, when the log has gone on to a new part: waits until every record appended
+    /// before is in what the entries are taken from.
+    ///
+    /// # Errors
+    /// When that takes too long; the compaction ends with this error.
+    async fn settle(&mut self) -> Result<Box<dyn SnapshotEntries>, LogError>;
+}
+
+/// The entries of a snapshot.
+pub trait SnapshotEntries: Send + 'static {
+    /// Some of the entries, each as it is now or was since `settle`; `None` when there are no more.
+    /// May block.
+    fn next(&mut self) -> Option<Vec<KeyedEntry>>;
+}
+
+/// What a compaction did.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Compacted {
+    /// Records that the log was compacted to.
+    pub records: u64,
+    /// Length of the log before, in bytes.
+    pub bytes_before: u64,
+    /// And after.
+    pub bytes_after: u64,
 }
 
 /// Takes in what a replay reads. Closures are visitors.

@@ -28,7 +28,10 @@ pub use client::{
 pub use clock::Clock;
 pub use detector::{FailureDetector, LivenessChange};
 pub use hook::{Effect, Hook, OpKind, Operation, Origin, Veto};
-pub use log::{LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed};
+pub use log::{
+    Compacted, LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed, SnapshotEntries,
+    SnapshotSource,
+};
 pub use quarantine::{Quarantine, QuarantineError};
 pub use replica::{
     ApplyError, Certification, EntryChunk, EntryStream, MAX_FETCHED, NotCertified, NotWhole,

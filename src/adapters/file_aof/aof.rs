@@ -1,7 +1,8 @@
 //! `FileAof`: the files behind the `OpLog` port.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, OpenOptions};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -9,13 +10,17 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::domain::NodeId;
-use crate::ports::{LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed};
+use crate::ports::{
+    Compacted, LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed, SnapshotSource,
+};
 
-use super::disk::{FsyncPolicy, allocate, file_system_bytes};
-use super::queue::{Position, QueueLimits};
+use super::compaction::write_snapshot;
+use super::disk::FsyncPolicy;
+use super::files::{FileKind, LogFiles, failed, sync_dir};
+use super::queue::{Begun, Position, QueueLimits};
 use super::reader::{End, read_all};
-use super::reserve::Reserve;
-use super::segment::{SegmentHeader, create, failed, list, sync_dir};
+use super::rotation::{SegmentDir, Segments};
+use super::shared::Older;
 use super::writer::Writer;
 
 /// Bytes of records that may wait for the disk.
@@ -53,6 +58,10 @@ impl AofOptions {
             queue_wait: DEFAULT_QUEUE_WAIT,
         }
     }
+
+    pub(super) fn segments(&self) -> SegmentDir {
+        SegmentDir { dir: self.dir.clone(), cluster: self.cluster.clone(), node: self.node }
+    }
 }
 
 /// A log in a directory.
@@ -61,6 +70,10 @@ pub struct FileAof {
     /// Set by the replay.
     writer: OnceLock<Writer>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
+    /// Held by the compaction that runs.
+    compacting: tokio::sync::Mutex<()>,
+    /// Whether one is to stop.
+    closing: Arc<AtomicBool>,
 }
 
 impl FileAof {
@@ -75,7 +88,9 @@ impl FileAof {
             None => Ok(()),
         });
         made.map_err(|error| failed(&options.dir, &error))?;
-        Ok(Self { options, writer: OnceLock::new(), thread: Arc::default() })
+        let (writer, thread, compacting) =
+            (OnceLock::new(), Arc::default(), tokio::sync::Mutex::default());
+        Ok(Self { options, writer, thread, compacting, closing: Arc::default() })
     }
 
     /// Resolves once the log has failed: then the node must end. Cancel safe.
@@ -87,10 +102,10 @@ impl FileAof {
     }
 
     fn start_writer(&self, mended: Mended) -> Result<(), LogError> {
-        let Mended { position, reserve, file, .. } = mended;
+        let Mended { begun, older, .. } = mended;
         let AofOptions { fsync, queue_bytes: bytes, queue_wait: wait, .. } = self.options;
-        let limits = QueueLimits { bytes, wait };
-        let (writer, work) = Writer::new(position, reserve, Box::new(file), fsync, limits);
+        let (limits, segments) = (QueueLimits { bytes, wait }, Box::new(self.options.segments()));
+        let (writer, work) = Writer::new(begun, older, segments, fsync, limits);
         let thread = std::thread::Builder::new()
             .name("lally-log".into())
             .spawn(work)
@@ -125,7 +140,26 @@ impl OpLog for FileAof {
         self.writer.get().map(Writer::stats).unwrap_or_default()
     }
 
+    async fn compact(&self, mut source: Box<dyn SnapshotSource>) -> Result<Compacted, LogError> {
+        let Some(writer) = self.writer.get() else {
+            return Err(LogError::Failed("compaction before replay".into()));
+        };
+        let Ok(_alone) = self.compacting.try_lock() else { return Err(LogError::Overloaded) };
+        let before = writer.stats().bytes;
+        let at = writer.rotate().await?;
+        let mut entries = source.settle().await?;
+        let (dir, marks, stop) =
+            (self.options.segments(), writer.marks(), Arc::clone(&self.closing));
+        let writing = move || write_snapshot(&dir, at, marks, entries.as_mut(), &stop);
+        let written = tokio::task::spawn_blocking(writing).await;
+        let outcome = written.map_err(|error| LogError::Failed(error.to_string()))??;
+        writer.note_files(outcome.snapshot_bytes, outcome.removed_bytes);
+        let (records, after) = (outcome.records, writer.stats().bytes);
+        Ok(Compacted { records, bytes_before: before, bytes_after: after })
+    }
+
     async fn close(&self) -> Result<(), LogError> {
+        self.closing.store(true, Ordering::Relaxed);
         let Some(writer) = self.writer.get() else { return Ok(()) };
         writer.close();
         let thread = Arc::clone(&self.thread);
@@ -138,6 +172,7 @@ impl OpLog for FileAof {
 impl Drop for FileAof {
     /// Writes what is queued; a log that is dropped without `close` loses nothing acknowledged.
     fn drop(&mut self) {
+        self.closing.store(true, Ordering::Relaxed);
         if let Some(writer) = self.writer.get() {
             writer.close();
             join(&self.thread);
@@ -148,58 +183,37 @@ impl Drop for FileAof {
 /// A log that was read, and can be written.
 struct Mended {
     replayed: Replayed,
-    position: Position,
-    reserve: Reserve,
-    file: File,
+    begun: Begun,
+    older: Older,
 }
 
-/// Replays the segments, cuts a torn tail, opens the last one for appending, and takes the reserve.
+/// Replays the files, cuts a torn tail, opens the last segment for appending, and takes the reserve.
 fn read_and_mend(
     options: &AofOptions,
     mut visitor: Box<dyn ReplayVisitor>,
 ) -> Result<Mended, LogError> {
-    let segments = list(&options.dir)?;
-    let read = read_all(&segments, &options.cluster, |record| visitor.visit(record))?;
-    let (replayed, path, position) = match read {
-        None => begin_segment(options, 1, 1).map(|(path, at)| (Replayed::default(), path, at))?,
+    let files = LogFiles::list(&options.dir)?;
+    let mut older = Older::default();
+    let read = read_all(&files, &options.cluster, |record| {
+        older.marks.raise(&record);
+        visitor.visit(record);
+    })?;
+    let (replayed, begun) = match read {
+        None => (Replayed::default(), options.segments().begin(1, 1)?),
+        Some((_, end)) if end.header.kind == FileKind::Snapshot => {
+            return Err(end.corrupt("the segment that follows this snapshot is missing"));
+        }
         Some((replayed, end)) => {
-            let salt = end.header.salt;
             let (good_bytes, next_sequence) = (end.good_bytes, end.next_sequence);
             cut_torn_tail(&end)?;
-            (replayed, end.path, Position { good_bytes, next_sequence, salt })
+            let position = Position { good_bytes, next_sequence };
+            older.bytes = replayed.bytes.saturating_sub(good_bytes);
+            (replayed, SegmentDir::open(&end.path, &end.header, position)?)
         }
     };
-    let file = OpenOptions::new().append(true).open(&path).map_err(|e| failed(&path, &e))?;
-    let reserve = take_reserve(&file, position.good_bytes);
-    Ok(Mended { replayed, position, reserve, file })
-}
-
-/// Takes the space behind the end that no value may use. A disk that has not got it starts all the
-/// same: it may have less to write than the disk holds, and reads need no disk.
-fn take_reserve(file: &File, end: u64) -> Reserve {
-    let mut reserve = Reserve::new(end, file_system_bytes(file));
-    if let Some(ahead) = reserve.ahead_of(end, 0, false) {
-        reserve.record(allocate(file, ahead, false));
-    }
-    reserve
-}
-
-/// Creates a segment for records from `first_sequence` on.
-pub(super) fn begin_segment(
-    options: &AofOptions,
-    number: u64,
-    first_sequence: u64,
-) -> Result<(PathBuf, Position), LogError> {
-    let header = SegmentHeader {
-        number,
-        node: options.node,
-        first_sequence,
-        salt: rand::random(),
-        cluster: options.cluster.clone(),
-    };
-    let path = create(&options.dir, &header)?;
-    let good_bytes = header.bytes() as u64;
-    Ok((path, Position { good_bytes, next_sequence: first_sequence, salt: header.salt }))
+    // Of a compaction that a crash interrupted. Now that everything else was read.
+    files.remove_leftovers();
+    Ok(Mended { replayed, begun, older })
 }
 
 fn cut_torn_tail(end: &End) -> Result<(), LogError> {

@@ -3,7 +3,7 @@
 //! A record on disk, all numbers little-endian:
 //!
 //! 1. payload length, `u32`
-//! 2. kind, `u8`: 1 = write, 2 = clock bound, 3 = horizon, 4 = expunged version
+//! 2. kind, `u8`: 1 = write, 2 = clock bound, 3 = horizon, 4 = expunged version, 5 = end of a snapshot
 //! 3. flags, `u8`, 0
 //! 4. reserved, `u16`, 0
 //! 5. sequence, `u64`: rises by one from record to record, across segments
@@ -34,6 +34,7 @@ const KIND_WRITE: u8 = 1;
 const KIND_CLOCK_BOUND: u8 = 2;
 const KIND_HORIZON: u8 = 3;
 const KIND_EXPUNGED: u8 = 4;
+const KIND_END: u8 = 5;
 
 const FIELD_KEY: u32 = 1;
 const FIELD_TIMESTAMP: u32 = 2;
@@ -49,7 +50,7 @@ pub(super) struct Header {
 }
 
 /// A payload as read: a write has all but perhaps the value, an expunged version all but the value, a
-/// clock bound or a horizon only the timestamp.
+/// clock bound or a horizon only the timestamp, and an end has the number of records there.
 #[derive(Clone, PartialEq, Message)]
 struct Payload {
     #[prost(string, tag = "1")]
@@ -63,6 +64,14 @@ struct Payload {
     value: Option<String>,
 }
 
+/// What is framed in a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Piece {
+    Record(LogRecord),
+    /// Says that a snapshot of so many records is complete.
+    End(u64),
+}
+
 /// Appends a record to `out`.
 pub(super) fn encode(record: &LogRecord, sequence: u64, salt: u64, out: &mut Vec<u8>) {
     let start = out.len();
@@ -70,29 +79,34 @@ pub(super) fn encode(record: &LogRecord, sequence: u64, salt: u64, out: &mut Vec
     number(out.get_mut(start..).unwrap_or_default(), sequence, salt);
 }
 
+/// Appends the end of a snapshot of so many records to `out`.
+pub(super) fn encode_end(records: u64, sequence: u64, salt: u64, out: &mut Vec<u8>) {
+    let start = out.len();
+    encode_framed(KIND_END, out, |out| encode_fixed64(FIELD_TIMESTAMP, records, out));
+    number(out.get_mut(start..).unwrap_or_default(), sequence, salt);
+}
+
 /// Appends a record to `out` that is none yet: its header lacks the sequence and the checksum,
 /// which [`number`] gives it once its place in the file is known.
 pub(super) fn encode_unnumbered(record: &LogRecord, out: &mut Vec<u8>) {
+    match record {
+        LogRecord::Write(write) => encode_framed(KIND_WRITE, out, |out| encode_write(write, out)),
+        LogRecord::ClockBound(bound) => encode_time(KIND_CLOCK_BOUND, *bound, out),
+        LogRecord::Horizon(horizon) => encode_time(KIND_HORIZON, *horizon, out),
+        LogRecord::Expunged { key, version } => {
+            encode_framed(KIND_EXPUNGED, out, |out| encode_version(key, *version, out));
+        }
+    }
+}
+
+fn encode_time(kind: u8, time: Timestamp, out: &mut Vec<u8>) {
+    encode_framed(kind, out, |out| encode_fixed64(FIELD_TIMESTAMP, time.as_nanos(), out));
+}
+
+fn encode_framed(kind: u8, out: &mut Vec<u8>, encode_payload: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; HEADER_BYTES]);
-    let kind = match record {
-        LogRecord::Write(write) => {
-            encode_write(write, out);
-            KIND_WRITE
-        }
-        LogRecord::ClockBound(bound) => {
-            encode_fixed64(FIELD_TIMESTAMP, bound.as_nanos(), out);
-            KIND_CLOCK_BOUND
-        }
-        LogRecord::Horizon(horizon) => {
-            encode_fixed64(FIELD_TIMESTAMP, horizon.as_nanos(), out);
-            KIND_HORIZON
-        }
-        LogRecord::Expunged { key, version } => {
-            encode_version(key, *version, out);
-            KIND_EXPUNGED
-        }
-    };
+    encode_payload(out);
     let payload = out.get(start + HEADER_BYTES..).unwrap_or_default();
     let (payload_bytes, payload_crc) = (payload.len(), crc32c::crc32c(payload));
     out.extend_from_slice(&payload_crc.to_le_bytes());
@@ -117,32 +131,33 @@ pub(super) fn number(records: &mut [u8], first: u64, salt: u64) {
 pub(super) fn decode_header(bytes: &[u8; HEADER_BYTES], salt: u64) -> Option<Header> {
     let header = read_fields(bytes);
     // Cheap refusals first: the search for records behind a damage tries every offset.
-    let plausible = (KIND_WRITE..=KIND_EXPUNGED).contains(&header.kind)
+    let plausible = (KIND_WRITE..=KIND_END).contains(&header.kind)
         && header.payload_bytes <= MAX_PAYLOAD_BYTES
         && bytes.get(5..8) == Some(&[0; 3]);
     (plausible && encode_header(header, salt) == *bytes).then_some(header)
 }
 
-/// The record with this header and payload. The checksum was verified; what can still be wrong is
-/// what wrote it.
-pub(super) fn decode_payload(kind: u8, payload: &[u8]) -> Result<LogRecord, String> {
+/// What has this header and payload. The checksum was verified; what can still be wrong is what
+/// wrote it.
+pub(super) fn decode_payload(kind: u8, payload: &[u8]) -> Result<Piece, String> {
     let payload = Payload::decode(payload).map_err(|error| error.to_string())?;
     let timestamp = Timestamp::from_nanos(payload.timestamp);
     match kind {
-        KIND_CLOCK_BOUND => return Ok(LogRecord::ClockBound(timestamp)),
-        KIND_HORIZON => return Ok(LogRecord::Horizon(timestamp)),
+        KIND_CLOCK_BOUND => return Ok(Piece::Record(LogRecord::ClockBound(timestamp))),
+        KIND_HORIZON => return Ok(Piece::Record(LogRecord::Horizon(timestamp))),
+        KIND_END => return Ok(Piece::End(payload.timestamp)),
         _ => {}
     }
     let key = Key::new(&payload.key).map_err(|error| error.to_string())?;
     let version = Version::new(timestamp, NodeId::new(payload.node));
     if kind == KIND_EXPUNGED {
-        return Ok(LogRecord::Expunged { key, version });
+        return Ok(Piece::Record(LogRecord::Expunged { key, version }));
     }
     let entry = match payload.value {
         Some(value) => Entry::live(version, Value::new(&value)),
         None => Entry::tombstone(version),
     };
-    Ok(LogRecord::Write(KeyedEntry::new(key, entry)))
+    Ok(Piece::Record(LogRecord::Write(KeyedEntry::new(key, entry))))
 }
 
 /// The largest size of a record on disk.
@@ -222,7 +237,10 @@ mod tests {
         let payload = &bytes[HEADER_BYTES..HEADER_BYTES + header.payload_bytes];
         let crc = &bytes[HEADER_BYTES + header.payload_bytes..];
         assert_eq!(crc, crc32c::crc32c(payload).to_le_bytes());
-        (header, decode_payload(header.kind, payload).unwrap())
+        match decode_payload(header.kind, payload).unwrap() {
+            Piece::Record(record) => (header, record),
+            Piece::End(records) => panic!("the end of {records} records"),
+        }
     }
 
     proptest! {
@@ -253,7 +271,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_the_payload_reader_panic(kind in 1u8..5, bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        fn no_bytes_make_the_payload_reader_panic(kind in 1u8..6, bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             drop(decode_payload(kind, &bytes));
         }
     }
@@ -288,6 +306,17 @@ mod tests {
         let mut bytes = Vec::new();
         encode(&record, 1, 2, &mut bytes);
         assert_eq!(decode(&bytes, 2).1, record);
+    }
+
+    #[test]
+    fn an_end_survives_its_bytes() {
+        for records in [0, 1, u64::MAX] {
+            let mut bytes = Vec::new();
+            encode_end(records, 3, 2, &mut bytes);
+            let header = decode_header(bytes.first_chunk().unwrap(), 2).unwrap();
+            let payload = &bytes[HEADER_BYTES..bytes.len() - TRAILER_BYTES];
+            assert_eq!(decode_payload(header.kind, payload), Ok(Piece::End(records)));
+        }
     }
 
     #[test]

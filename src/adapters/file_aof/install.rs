@@ -2,17 +2,18 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::ports::{LogError, LogRecord, Replayed};
 
-use super::aof::{AofOptions, begin_segment};
+use super::aof::AofOptions;
+use super::files::{FileKind, LogFiles, create, failed};
 use super::format::encode;
 use super::reader::read_all;
-use super::segment::{failed, list};
+use super::rotation::Switched;
 
-/// Writes the records of the log at `source` (a segment, or a directory of them, also of another
-/// node) as a new log into the empty directory of the options, and forces it to disk. The source is
+/// Writes the records of the log at `source` (a segment, a snapshot, or a directory of them, also of
+/// another node) as a new log into the empty directory of the options, and forces it to disk. The source is
 /// only read. A torn tail in it is left out.
 ///
 /// # Errors
@@ -20,32 +21,34 @@ use super::segment::{failed, list};
 /// when it cannot be read or the copy cannot be written. The directory may hold a part of the copy
 /// then.
 pub fn install_log(source: &Path, options: &AofOptions) -> Result<Replayed, LogError> {
-    let segments = segments_of(source)?;
-    let (path, position) = begin_segment(options, 1, 1)?;
+    let files = files_of(source)?;
+    let first = Switched { number: 1, first_sequence: 1 };
+    let header = options.segments().header(FileKind::Segment, first);
+    let path = create(&options.dir, &header)?;
     let file = OpenOptions::new().append(true).open(&path).map_err(|e| failed(&path, &e))?;
     let mut copy = Copy {
         out: BufWriter::new(file),
-        salt: position.salt,
-        sequence: position.next_sequence,
+        salt: header.salt,
+        sequence: first.first_sequence,
         record: Vec::new(),
         outcome: Ok(()),
     };
-    let read = read_all(&segments, &options.cluster, |record| copy.add(&record))?;
+    let read = read_all(&files, &options.cluster, |record| copy.add(&record))?;
     copy.finish().map_err(|error| failed(&path, &error))?;
     Ok(read.map(|(replayed, _)| replayed).unwrap_or_default())
 }
 
-fn segments_of(source: &Path) -> Result<Vec<PathBuf>, LogError> {
+fn files_of(source: &Path) -> Result<LogFiles, LogError> {
     let metadata = source.metadata().map_err(|error| failed(source, &error))?;
     if !metadata.is_dir() {
-        return Ok(vec![source.to_owned()]);
+        return Ok(LogFiles::only(source));
     }
-    let segments = list(source)?;
-    if segments.is_empty() {
-        let reason = "there is no log (no *.log) in this directory";
+    let files = LogFiles::list(source)?;
+    if files.is_empty() {
+        let reason = "there is no log (no *.log, no *.snap) in this directory";
         return Err(LogError::Failed(format!("{}: {reason}", source.display())));
     }
-    Ok(segments)
+    Ok(files)
 }
 
 struct Copy {

@@ -4,6 +4,7 @@
 //! Records are encoded when they are queued, and numbered when they are written: so one append that
 //! is refused takes no other with it, whether before or behind it in the queue.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
@@ -11,7 +12,9 @@ use tokio::sync::oneshot;
 use crate::ports::{LogError, LogRecord};
 
 use super::format::{encode_unnumbered, number};
+use super::marks::Marks;
 use super::reserve::{Ahead, Reserve};
+use super::rotation::{OpenSegment, Rotation, SEGMENT_BYTES};
 
 /// Buffers larger than this are not kept for the next batch.
 const KEPT_BUFFER_BYTES: usize = 4 << 20;
@@ -24,6 +27,8 @@ pub(super) struct Batch {
     pub(super) bytes: Vec<u8>,
     appends: Vec<Append>,
     first_sequence: u64,
+    /// What its clock bounds and horizons come to.
+    marks: Marks,
     /// Space to ask for before it is written.
     pub(super) ahead: Option<Ahead>,
 }
@@ -41,6 +46,7 @@ impl Batch {
     fn add(&mut self, records: &[LogRecord], done: Option<Done>) {
         let start = self.bytes.len();
         for record in records {
+            self.marks.raise(record);
             encode_unnumbered(record, &mut self.bytes);
         }
         self.appends.push(Append {
@@ -90,19 +96,32 @@ impl Batch {
     }
 }
 
+/// A batch that was taken, and the file it goes to.
+pub(super) struct Writing {
+    pub(super) batch: Batch,
+    pub(super) segment: Arc<OpenSegment>,
+}
+
 /// What the thread finds to do.
 pub(super) enum Task {
-    Write(Batch),
+    Write(Writing),
     Sync,
+    Rotate,
     End,
 }
 
-/// Where a writer goes on.
+/// Where a writer goes on in a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Position {
     pub(super) good_bytes: u64,
     pub(super) next_sequence: u64,
-    pub(super) salt: u64,
+}
+
+/// A file that can be appended to.
+pub(super) struct Begun {
+    pub(super) segment: OpenSegment,
+    pub(super) position: Position,
+    pub(super) reserve: Reserve,
 }
 
 /// How much may wait for the file, and for how long.
@@ -120,6 +139,14 @@ pub(super) struct State {
     /// Bytes of the batch that is being written, if one is.
     writing: Option<usize>,
     next_sequence: u64,
+    /// The file that is written.
+    pub(super) segment: Arc<OpenSegment>,
+    /// Set while that is to be ended, and the next one begun.
+    pub(super) rotation: Option<Rotation>,
+    /// A file of this length is to be ended.
+    pub(super) rotate_at: u64,
+    /// What the clock bounds and horizons in all files come to.
+    pub(super) marks: Marks,
     /// The space behind the end of the file.
     pub(super) reserve: Reserve,
     /// Length of the file up to the end of the last complete batch.
@@ -137,12 +164,17 @@ pub(super) struct State {
 }
 
 impl State {
-    pub(super) fn new(position: Position, reserve: Reserve) -> Self {
+    pub(super) fn new(begun: Begun, marks: Marks) -> Self {
+        let Begun { segment, position, reserve } = begun;
         Self {
             pending: Batch::default(),
             spare: Batch::default(),
             writing: None,
             next_sequence: position.next_sequence,
+            segment: Arc::new(segment),
+            rotation: None,
+            rotate_at: SEGMENT_BYTES,
+            marks,
             reserve,
             good_bytes: position.good_bytes,
             unforced_since: None,
@@ -160,7 +192,7 @@ impl State {
 
     /// Takes the next batch to write it. Nobody else writes until it is [put
     /// back](Self::put_back).
-    pub(super) fn take(&mut self) -> Batch {
+    pub(super) fn take(&mut self) -> Writing {
         let next = std::mem::take(&mut self.spare);
         let mut batch = std::mem::replace(&mut self.pending, next);
         let bytes = batch.bytes.len();
@@ -169,13 +201,14 @@ impl State {
         batch.first_sequence = self.next_sequence;
         let holds_values = batch.holds_values();
         batch.ahead = self.reserve.ahead_of(self.good_bytes, bytes as u64, holds_values);
-        batch
+        Writing { batch, segment: Arc::clone(&self.segment) }
     }
 
     /// This batch is in the file.
     pub(super) fn record_written(&mut self, batch: &Batch) {
         self.good_bytes += batch.bytes.len() as u64;
         self.next_sequence += batch.records();
+        self.marks.raise_to(batch.marks);
     }
 
     /// The batch was written, or was not: whom to tell.
@@ -184,6 +217,7 @@ impl State {
         let waiting = batch.appends.drain(..).filter_map(|append| append.done).collect();
         if batch.bytes.capacity() <= KEPT_BUFFER_BYTES {
             batch.bytes.clear();
+            batch.marks = Marks::default();
             self.spare = batch;
         }
         waiting
@@ -201,6 +235,18 @@ impl State {
             self.unforced_since = None;
             return Some(Task::Sync);
         }
+        if let Some(rotation) = &mut self.rotation {
+            if !rotation.is_prepared {
+                // The most of the file, so that what is written meanwhile is soon forced, too.
+                rotation.is_prepared = true;
+                self.unforced_since = None;
+                return Some(Task::Sync);
+            }
+            if self.writing.is_none() {
+                self.writing = Some(0);
+                return Some(Task::Rotate);
+            }
+        }
         if self.has_work() {
             return Some(Task::Write(self.take()));
         }
@@ -210,6 +256,36 @@ impl State {
         self.thread_waits = true;
         self.sync_is_planned = sync_due.is_some();
         None
+    }
+
+    /// Sequence of the next record that is written.
+    pub(super) const fn next_sequence(&self) -> u64 {
+        self.next_sequence
+    }
+
+    /// Goes on in the next file, all of the one before being forced.
+    pub(super) fn enter(&mut self, begun: Begun) {
+        self.segment = Arc::new(begun.segment);
+        self.good_bytes = begun.position.good_bytes;
+        self.reserve = begun.reserve;
+        self.rotate_at = SEGMENT_BYTES;
+        self.unforced_since = None;
+    }
+
+    /// The next file could not be begun: not to be tried again with every write.
+    pub(super) fn put_rotation_off(&mut self) {
+        self.rotate_at = self.good_bytes + SEGMENT_BYTES / 4;
+    }
+
+    /// The rotation has ended: whom to tell. What waited for it may be written.
+    pub(super) fn end_rotation(&mut self) -> Option<Rotation> {
+        self.writing = None;
+        self.rotation.take()
+    }
+
+    /// Whether there is something to do for a rotation.
+    pub(super) fn rotation_goes_on(&self) -> bool {
+        self.rotation.as_ref().is_some_and(|r| !r.is_prepared || self.writing.is_none())
     }
 
     /// Bytes that are queued or being written.

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 use crate::ports::{LogError, LogRecord, Replayed};
 
-use super::format::{HEADER_BYTES, Header, TRAILER_BYTES, decode_header, decode_payload};
-use super::segment::{SegmentHeader, failed, max_header_bytes};
+use super::files::{FileHeader, FileKind, LogFiles, failed, max_header_bytes};
+use super::format::{HEADER_BYTES, Header, Piece, TRAILER_BYTES, decode_header, decode_payload};
 
 /// Bytes read from the file at a time.
 const BUFFER_BYTES: usize = 256 * 1_024;
@@ -28,11 +28,11 @@ const WINDOW_BYTES: usize = 1 << 20;
 /// How often a long replay says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
-/// Where the records of a segment end.
+/// Where the records of a file end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct End {
     pub(super) path: PathBuf,
-    pub(super) header: SegmentHeader,
+    pub(super) header: FileHeader,
     /// Bytes up to the end of the last record that verifies.
     pub(super) good_bytes: u64,
     /// Bytes after that: a torn tail.
@@ -41,17 +41,24 @@ pub(super) struct End {
     pub(super) next_sequence: u64,
 }
 
-/// Reads all segments, in order, and changes nothing on disk. `None` when there are none.
+impl End {
+    /// What is wrong where the records end.
+    pub(super) fn corrupt(&self, reason: &str) -> LogError {
+        corrupt(&self.path, self.good_bytes, reason)
+    }
+}
+
+/// Reads the snapshot and the segments, in order, and changes nothing on disk. `None` when there are
+/// none.
 pub(super) fn read_all(
-    segments: &[PathBuf],
+    files: &LogFiles,
     cluster: &str,
     mut visit: impl FnMut(LogRecord),
 ) -> Result<Option<(Replayed, End)>, LogError> {
-    let total_bytes: u64 =
-        segments.iter().filter_map(|path| path.metadata().ok()).map(|m| m.len()).sum();
-    let mut progress = Progress::new(total_bytes);
+    let lengths = files.to_read().filter_map(|path| path.metadata().ok()).map(|m| m.len());
+    let mut progress = Progress::new(lengths.sum());
     let mut last: Option<End> = None;
-    for path in segments {
+    for path in files.to_read() {
         if let Some(before) = &last
             && before.torn_bytes > 0
         {
@@ -59,12 +66,12 @@ pub(super) fn read_all(
             return Err(corrupt(&before.path, before.good_bytes, reason));
         }
         let expected = last.as_ref().map_or(1, |end| end.next_sequence);
-        last = Some(read_segment(path, cluster, expected, &mut progress, &mut visit)?);
+        last = Some(read_file(path, cluster, expected, &mut progress, &mut visit)?);
     }
     Ok(last.map(|end| (Replayed { cut_bytes: end.torn_bytes, ..progress.replayed }, end)))
 }
 
-fn read_segment(
+fn read_file(
     path: &Path,
     cluster: &str,
     expected_sequence: u64,
@@ -74,35 +81,43 @@ fn read_segment(
     let file = File::open(path).map_err(|error| failed(path, &error))?;
     let length = file.metadata().map_err(|error| failed(path, &error))?.len();
     let header = read_header(path, &file, cluster)?;
-    if expected_sequence != header.first_sequence {
-        return Err(corrupt(path, 0, "the segment before this one is missing or incomplete"));
+    let is_snapshot = header.kind == FileKind::Snapshot;
+    if !is_snapshot && expected_sequence != header.first_sequence {
+        return Err(corrupt(path, 0, "the file before this one is missing or incomplete"));
     }
     let mut records = Records::new(path, &file, &header)?;
     while let Some(record) = records.next()? {
         progress.count(records.offset);
         visit(record);
     }
-    let end = End {
+    let mut end = End {
         path: path.to_owned(),
         good_bytes: records.offset,
         torn_bytes: length.saturating_sub(records.offset),
         next_sequence: records.sequence,
         header,
     };
-    if end.torn_bytes > 0 {
+    if is_snapshot {
+        // It was on disk before it had its name: whatever is missing is damage.
+        if !records.is_ended || end.torn_bytes > 0 {
+            let reason = "the snapshot is unreadable from here on";
+            return Err(corrupt(path, end.good_bytes, reason));
+        }
+        end.next_sequence = end.header.first_sequence;
+    } else if end.torn_bytes > 0 {
         refuse_damage(&file, &end)?;
     }
-    progress.finish_segment(end.good_bytes);
+    progress.finish_file(end.good_bytes);
     Ok(end)
 }
 
 /// The file's header. It was on disk before the file had its name, so one that does not read is
 /// damage, also if the file is empty.
-fn read_header(path: &Path, file: &File, cluster: &str) -> Result<SegmentHeader, LogError> {
+fn read_header(path: &Path, file: &File, cluster: &str) -> Result<FileHeader, LogError> {
     let mut bytes = Vec::with_capacity(max_header_bytes());
     let mut start = file.take(max_header_bytes() as u64);
     start.read_to_end(&mut bytes).map_err(|error| failed(path, &error))?;
-    let header = SegmentHeader::decode(&bytes).map_err(|reason| corrupt(path, 0, &reason))?;
+    let header = FileHeader::decode(&bytes).map_err(|reason| corrupt(path, 0, &reason))?;
     if header.cluster != cluster {
         let theirs = &header.cluster;
         let reason = format!("it belongs to the cluster {theirs:?}, not to {cluster:?}");
@@ -166,20 +181,29 @@ struct Records<'a> {
     offset: u64,
     /// Sequence of the next record.
     sequence: u64,
+    kind: FileKind,
+    /// Whether the end of a snapshot was read.
+    is_ended: bool,
     payload: Vec<u8>,
 }
 
 impl<'a> Records<'a> {
-    fn new(path: &'a Path, file: &'a File, header: &SegmentHeader) -> Result<Self, LogError> {
+    fn new(path: &'a Path, file: &'a File, header: &FileHeader) -> Result<Self, LogError> {
         use std::io::Seek;
         let offset = header.bytes() as u64;
         let mut input = BufReader::with_capacity(BUFFER_BYTES, file);
         input.seek(io::SeekFrom::Start(offset)).map_err(|error| failed(path, &error))?;
-        let (salt, sequence) = (header.salt, header.first_sequence);
-        Ok(Self { path, input, salt, offset, sequence, payload: Vec::new() })
+        let (salt, kind) = (header.salt, header.kind);
+        // A snapshot's records are numbered by themselves.
+        let sequence = if kind == FileKind::Snapshot { 1 } else { header.first_sequence };
+        let (is_ended, payload) = (false, Vec::new());
+        Ok(Self { path, input, salt, offset, sequence, kind, is_ended, payload })
     }
 
     fn next(&mut self) -> Result<Option<LogRecord>, LogError> {
+        if self.is_ended {
+            return Ok(None);
+        }
         let mut header = [0; HEADER_BYTES];
         if !self.fill(&mut header)? {
             return Ok(None);
@@ -199,11 +223,26 @@ impl<'a> Records<'a> {
             return Err(corrupt(self.path, self.offset, &reason));
         }
         let payload = self.payload.get(..header.payload_bytes).unwrap_or_default();
-        let record = decode_payload(header.kind, payload)
+        let piece = decode_payload(header.kind, payload)
             .map_err(|reason| corrupt(self.path, self.offset, &reason))?;
+        match piece {
+            Piece::End(records)
+                if self.kind != FileKind::Snapshot || records.wrapping_add(1) != self.sequence =>
+            {
+                let reason = format!("the end of a snapshot of {records} records stands here");
+                return Err(corrupt(self.path, self.offset, &reason));
+            }
+            Piece::Record(_) | Piece::End(_) => {}
+        }
         self.offset += (HEADER_BYTES + header.payload_bytes + TRAILER_BYTES) as u64;
         self.sequence += 1;
-        Ok(Some(record))
+        match piece {
+            Piece::Record(record) => Ok(Some(record)),
+            Piece::End(_) => {
+                self.is_ended = true;
+                Ok(None)
+            }
+        }
     }
 
     /// Whether there were enough bytes.
@@ -250,7 +289,7 @@ impl Progress {
         }
     }
 
-    const fn finish_segment(&mut self, bytes: u64) {
+    const fn finish_file(&mut self, bytes: u64) {
         self.finished_bytes += bytes;
         self.replayed.bytes += bytes;
     }

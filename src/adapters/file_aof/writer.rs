@@ -16,39 +16,19 @@
 //! kernel may have dropped the data and say nothing the next time (Rebello et al., "Can
 //! applications recover from fsync failures?", 2020).
 
-use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::oneshot;
 
 use crate::ports::{LogError, LogRecord, LogStats};
 
-use super::disk::{Disk, FsyncPolicy, allocate, is_full};
+use super::disk::FsyncPolicy;
 use super::format::max_encoded_bytes;
-use super::queue::{Batch, Position, QueueLimits, State, Task, tell};
-use super::reserve::{Ahead, Reserve};
-
-/// With `everysec`: how old acknowledged data may become before it is forced to disk. One second,
-/// so that data is at most two seconds behind even if the sync takes another.
-const SYNC_EVERY: Duration = Duration::from_secs(1);
-
-/// Batches up to this size are written by those that append. Copying more takes as long as waking
-/// the thread, many times over.
-const WRITTEN_HERE_BYTES: usize = 128 * 1_024;
-
-/// Batches that one append writes for others, after its own, before it hands over.
-const WRITTEN_FOR_OTHERS: usize = 16;
-
-/// A write into the page cache that takes this long waits for the device.
-const SLOW_WRITE: Duration = Duration::from_millis(5);
-
-/// How long the thread writes alone then: so many times as long as the write took, and at most this
-/// long. So those that append lose a tenth of their time to a slow disk, and a single slow write, as
-/// every sync may cause one, does not turn all appends of a second into switches of threads.
-const THREAD_WRITES_TIMES: u32 = 10;
-const THREAD_WRITES_FOR_MAX: Duration = Duration::from_secs(1);
+use super::marks::Marks;
+use super::queue::{Begun, QueueLimits};
+use super::rotation::{Segments, Switched};
+use super::shared::{Older, Shared, WRITTEN_HERE_BYTES};
 
 /// The writer as those who append see it.
 pub(super) struct Writer {
@@ -67,24 +47,13 @@ enum Taken {
 impl Writer {
     /// A writer that goes on at this position, and the work for its thread.
     pub(super) fn new(
-        position: Position,
-        reserve: Reserve,
-        disk: Box<dyn Disk>,
+        begun: Begun,
+        older: Older,
+        segments: Box<dyn Segments>,
         policy: FsyncPolicy,
         limits: QueueLimits,
     ) -> (Self, impl FnOnce() + Send + 'static) {
-        let shared = Arc::new(Shared {
-            disk,
-            policy,
-            salt: position.salt,
-            state: Mutex::new(State::new(position, reserve)),
-            work: Condvar::new(),
-            room: Notify::new(),
-            failed: watch::Sender::new(None),
-            bytes: AtomicU64::new(position.good_bytes),
-            appended: AtomicU64::new(0),
-            syncs: AtomicU64::new(0),
-        });
+        let shared = Arc::new(Shared::new(begun, older, segments, policy));
         let for_thread = Arc::clone(&shared);
         (Self { shared, limits }, move || for_thread.run())
     }
@@ -103,10 +72,43 @@ impl Writer {
         }
     }
 
+    /// Ends the segment, and goes on in the next one: which that is. Cancel safe; the switch happens
+    /// all the same.
+    pub(super) async fn rotate(&self) -> Result<Switched, LogError> {
+        let switched = self.ask_for_rotation()?;
+        switched.await.unwrap_or(Err(LogError::Closed))
+    }
+
+    fn ask_for_rotation(&self) -> Result<oneshot::Receiver<Result<Switched, LogError>>, LogError> {
+        let (tell, told) = oneshot::channel();
+        let mut state = self.shared.state();
+        if let Some(ended) = &state.ended {
+            return Err(ended.clone());
+        }
+        state.rotation.get_or_insert_default().waiting.push(tell);
+        self.shared.wake_thread(state);
+        Ok(told)
+    }
+
+    /// What the clock bounds and horizons so far come to.
+    pub(super) fn marks(&self) -> Marks {
+        self.shared.state().marks
+    }
+
+    /// Files before the one that is written came or went.
+    pub(super) fn note_files(&self, added_bytes: u64, removed_bytes: u64) {
+        let older_bytes = &self.shared.older_bytes;
+        older_bytes.fetch_add(added_bytes, Ordering::Relaxed);
+        older_bytes.fetch_sub(removed_bytes, Ordering::Relaxed);
+    }
+
     /// Takes no more; the thread writes and forces what there is, and ends.
     pub(super) fn close(&self) {
-        self.shared.state().ended.get_or_insert(LogError::Closed);
-        self.shared.work.notify_one();
+        let mut state = self.shared.state();
+        state.ended.get_or_insert(LogError::Closed);
+        // Nobody needs the next segment any more.
+        state.rotation = None;
+        self.shared.wake_thread(state);
     }
 
     /// Resolves when the log has failed.
@@ -126,7 +128,7 @@ impl Writer {
     pub(super) fn stats(&self) -> LogStats {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         LogStats {
-            bytes: load(&self.shared.bytes),
+            bytes: load(&self.shared.bytes) + load(&self.shared.older_bytes),
             appended: load(&self.shared.appended),
             syncs: load(&self.shared.syncs),
         }
@@ -161,9 +163,9 @@ impl Writer {
         }
         if state.is_idle() && needed <= WRITTEN_HERE_BYTES && self.shared.may_write_here(&state) {
             state.queue(records, None);
-            let batch = state.take();
+            let writing = state.take();
             drop(state);
-            return Ok(Some(Taken::Written(self.shared.write_here(batch))));
+            return Ok(Some(Taken::Written(self.shared.write_here(writing))));
         }
         let (done, waiting) = oneshot::channel();
         state.queue(records, Some(done));
@@ -172,236 +174,19 @@ impl Writer {
     }
 }
 
-/// What those who append and the thread share.
-struct Shared {
-    disk: Box<dyn Disk>,
-    policy: FsyncPolicy,
-    /// Of the file; enters the checksum of every record.
-    salt: u64,
-    state: Mutex<State>,
-    /// Wakes the thread.
-    work: Condvar,
-    /// Wakes those who wait for room in the queue.
-    room: Notify,
-    failed: watch::Sender<Option<LogError>>,
-    bytes: AtomicU64,
-    appended: AtomicU64,
-    syncs: AtomicU64,
-}
-
-impl Shared {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Whether an append may write, rather than the thread.
-    fn may_write_here(&self, state: &State) -> bool {
-        self.policy != FsyncPolicy::Always
-            && state.slow_until.is_none_or(|until| Instant::now() >= until)
-    }
-
-    /// Writes a batch, and what came meanwhile, as far as it is not much. The outcome is that of the
-    /// first batch.
-    fn write_here(&self, batch: Batch) -> Result<(), LogError> {
-        let outcome = self.write(batch);
-        for _ in 0..WRITTEN_FOR_OTHERS {
-            let mut state = self.state();
-            let is_small = state.pending_bytes() <= WRITTEN_HERE_BYTES;
-            if !state.has_work() || !is_small || !self.may_write_here(&state) {
-                break;
-            }
-            let batch = state.take();
-            drop(state);
-            if self.write(batch).is_err() {
-                // Those who wait for it have been told.
-                break;
-            }
-        }
-        self.wake_thread(self.state());
-        outcome
-    }
-
-    /// Wakes the thread if it waits and there is something to do for it.
-    fn wake_thread(&self, mut state: MutexGuard<'_, State>) {
-        let sync_begins = self.policy == FsyncPolicy::EverySec && state.sync_is_unplanned();
-        if state.thread_waits && (state.has_work() || sync_begins || state.is_over()) {
-            state.thread_waits = false;
-            drop(state);
-            self.work.notify_one();
-        }
-    }
-
-    /// The work of the thread.
-    fn run(&self) {
-        while self.failed.borrow().is_none() {
-            match self.next_task() {
-                // Those who wait have been told how it went.
-                Task::Write(batch) => drop(self.write(batch)),
-                Task::Sync => {
-                    if let Err(error) = self.sync() {
-                        self.fail(&error);
-                    }
-                }
-                Task::End => {
-                    let is_unforced = self.state().unforced_since.take().is_some();
-                    if is_unforced
-                        && self.failed.borrow().is_none()
-                        && let Err(error) = self.sync()
-                    {
-                        self.fail(&error);
-                    }
-                    return;
-                }
-            }
-        }
-    }
-
-    /// Waits for something to do; for a sync no longer than until it is due.
-    fn next_task(&self) -> Task {
-        let mut state = self.state();
-        loop {
-            let since = state.unforced_since.filter(|_| self.policy == FsyncPolicy::EverySec);
-            let left =
-                since.map(|since| (since + SYNC_EVERY).saturating_duration_since(Instant::now()));
-            if let Some(task) = state.next_task(left) {
-                return task;
-            }
-            state = match left {
-                Some(left) => {
-                    let waited = self.work.wait_timeout(state, left);
-                    waited.unwrap_or_else(PoisonError::into_inner).0
-                }
-                None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
-            };
-            state.thread_waits = false;
-        }
-    }
-
-    /// Writes a batch, which was taken, and tells everybody in it how that went.
-    fn write(&self, mut batch: Batch) -> Result<(), LogError> {
-        // Whatever happens here, nobody must wait for it for ever.
-        let _guard = FailOnPanic(self);
-        let began = Instant::now();
-        if let Some(ahead) = batch.ahead
-            && !self.allocate(ahead)
-        {
-            tell(batch.drop_values(), &Err(LogError::DiskFull));
-            if batch.is_empty() {
-                self.note_time(&mut self.state(), began);
-                self.complete(batch, &Err(LogError::DiskFull));
-                return Err(LogError::DiskFull);
-            }
-        }
-        batch.number(self.salt);
-        if let Err(error) = self.disk.append(&batch.bytes) {
-            return self.undo(batch, &error);
-        }
-        if self.policy == FsyncPolicy::Always
-            && let Err(error) = self.sync()
-        {
-            self.complete(batch, &Err(error.clone()));
-            self.fail(&error);
-            return Err(error);
-        }
-        let outcome = self.note_written(&batch, began);
-        self.complete(batch, &outcome);
-        outcome
-    }
-
-    fn note_written(&self, batch: &Batch, began: Instant) -> Result<(), LogError> {
-        let mut state = self.state();
-        if let Some(error @ LogError::Failed(_)) = &state.ended {
-            // A sync failed meanwhile: nothing is acknowledged after that.
-            return Err(error.clone());
-        }
-        state.record_written(batch);
-        if self.policy != FsyncPolicy::Always {
-            state.unforced_since.get_or_insert(began);
-        }
-        self.note_time(&mut state, began);
-        self.bytes.store(state.good_bytes, Ordering::Relaxed);
-        drop(state);
-        self.appended.fetch_add(batch.records(), Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Has the thread write alone for a while if the disk took long.
-    fn note_time(&self, state: &mut State, began: Instant) {
-        let took = began.elapsed();
-        if self.policy != FsyncPolicy::Always && took >= SLOW_WRITE {
-            let alone_for = (took * THREAD_WRITES_TIMES).min(THREAD_WRITES_FOR_MAX);
-            state.slow_until = Some(Instant::now() + alone_for);
-        }
-    }
-
-    /// Asks the disk for space. Whether values may be written.
-    fn allocate(&self, ahead: Ahead) -> bool {
-        let was_short = self.state().reserve.is_short();
-        let answer = allocate(self.disk.as_ref(), ahead, was_short);
-        self.state().reserve.record(answer)
-    }
-
-    /// Takes back what a failed write left in the file.
-    fn undo(&self, batch: Batch, error: &io::Error) -> Result<(), LogError> {
-        let good_bytes = self.state().good_bytes;
-        let undone = self.disk.truncate(good_bytes);
-        if is_full(error) && undone.is_ok() {
-            let cut = self.state().reserve.record_cut(good_bytes);
-            if let Some(ahead) = cut {
-                self.allocate(ahead);
-            }
-            self.complete(batch, &Err(LogError::DiskFull));
-            tracing::warn!(%error, "disk full: nothing is written until there is space");
-            return Err(LogError::DiskFull);
-        }
-        let failed = LogError::Failed(format!("write: {error}"));
-        self.complete(batch, &Err(failed.clone()));
-        self.fail(&failed);
-        Err(failed)
-    }
-
-    /// Tells everybody in a batch how it went, and lets the next one be taken.
-    fn complete(&self, batch: Batch, outcome: &Result<(), LogError>) {
-        let waiting = self.state().put_back(batch);
-        tell(waiting, outcome);
-        self.room.notify_waiters();
-    }
-
-    /// The log cannot be trusted any more.
-    fn fail(&self, error: &LogError) {
-        let mut state = self.state();
-        state.ended = Some(error.clone());
-        let waiting = state.give_up();
-        drop(state);
-        tell(waiting, &Err(error.clone()));
-        self.room.notify_waiters();
-        self.failed.send_replace(Some(error.clone()));
-        self.work.notify_one();
-        // Last: a logger may fail, too.
-        tracing::error!(%error, "log failed");
-    }
-
-    fn sync(&self) -> Result<(), LogError> {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
-        self.disk.sync().map_err(|error| LogError::Failed(format!("fdatasync: {error}")))
-    }
-}
-
-/// Fails the log if whoever writes panics.
-struct FailOnPanic<'a>(&'a Shared);
-
-impl Drop for FailOnPanic<'_> {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.0.fail(&LogError::Failed("a write panicked".into()));
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::io;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
     use super::*;
+    use crate::adapters::file_aof::disk::Disk;
     use crate::adapters::file_aof::format::encode;
+    use crate::adapters::file_aof::queue::Position;
+    use crate::adapters::file_aof::reserve::Reserve;
+    use crate::adapters::file_aof::rotation::OpenSegment;
+    use crate::adapters::file_aof::shared::SLOW_WRITE;
     use crate::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Value, Version};
 
     /// A file in memory that fails when it is told to.
@@ -482,6 +267,45 @@ mod tests {
         }
     }
 
+    /// The segments that are begun, and how often that fails before.
+    #[derive(Default, Clone)]
+    struct Next {
+        disks: Arc<Mutex<Vec<Arc<Mutex<Faulty>>>>>,
+        failures: Arc<Mutex<u32>>,
+    }
+
+    impl Segments for Next {
+        fn begin(&self, number: u64, first_sequence: u64) -> Result<Begun, LogError> {
+            let mut failures = self.failures.lock().unwrap();
+            if *failures > 0 {
+                *failures -= 1;
+                return Err(LogError::DiskFull);
+            }
+            let disk = Arc::new(Mutex::new(Faulty::default()));
+            self.disks.lock().unwrap().push(Arc::clone(&disk));
+            Ok(Begun { position: at(first_sequence), ..begun_as(number, Box::new(disk)) })
+        }
+    }
+
+    fn at(next_sequence: u64) -> Position {
+        Position { good_bytes: 0, next_sequence }
+    }
+
+    fn begun_as(number: u64, disk: Box<dyn Disk>) -> Begun {
+        let segment = OpenSegment { number, disk, salt: 7 };
+        Begun { segment, position: at(1), reserve: small_reserve() }
+    }
+
+    fn writer(
+        disk: Box<dyn Disk>,
+        policy: FsyncPolicy,
+        queue_bytes: usize,
+    ) -> (Writer, impl FnOnce() + Send + 'static) {
+        let limits = QueueLimits { bytes: queue_bytes, wait: Duration::from_millis(20) };
+        let next = Box::new(Next::default());
+        Writer::new(begun_as(1, disk), Older::default(), next, policy, limits)
+    }
+
     struct Log {
         writer: Arc<Writer>,
         disk: Arc<Mutex<Faulty>>,
@@ -489,11 +313,8 @@ mod tests {
     }
 
     fn start(policy: FsyncPolicy, queue_bytes: usize, faulty: Faulty) -> Log {
-        let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
         let disk = Arc::new(Mutex::new(faulty));
-        let limits = QueueLimits { bytes: queue_bytes, wait: Duration::from_millis(20) };
-        let (writer, work) =
-            Writer::new(position, small_reserve(), Box::new(Arc::clone(&disk)), policy, limits);
+        let (writer, work) = writer(Box::new(Arc::clone(&disk)), policy, queue_bytes);
         let thread = std::thread::spawn(work);
         Log { writer: Arc::new(writer), disk, thread }
     }
@@ -532,11 +353,8 @@ mod tests {
     async fn an_append_writes_by_itself_but_not_where_it_would_wait_for_the_device() {
         for policy in [FsyncPolicy::EverySec, FsyncPolicy::Never, FsyncPolicy::Always] {
             let disk = Arc::new(Mutex::new(Faulty::default()));
-            let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
-            let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
             // There is no thread.
-            let (writer, _work) =
-                Writer::new(position, small_reserve(), Box::new(Arc::clone(&disk)), policy, limits);
+            let (writer, _work) = writer(Box::new(Arc::clone(&disk)), policy, 1 << 20);
             let taken = writer.try_append(&[record(1)]).unwrap().unwrap();
             let written = matches!(taken, Taken::Written(Ok(())));
             assert_eq!(written, policy != FsyncPolicy::Always);
@@ -550,15 +368,7 @@ mod tests {
         // The longer, the more time this test has until appends write again themselves.
         let slow = Faulty { append_takes: 40 * SLOW_WRITE, ..Faulty::default() };
         let disk = Arc::new(Mutex::new(slow));
-        let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
-        let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
-        let (writer, work) = Writer::new(
-            position,
-            small_reserve(),
-            Box::new(Arc::clone(&disk)),
-            FsyncPolicy::Never,
-            limits,
-        );
+        let (writer, work) = writer(Box::new(Arc::clone(&disk)), FsyncPolicy::Never, 1 << 20);
         writer.append(&[record(1)]).await.unwrap();
         let Some(Taken::Queued(second)) = writer.try_append(&[record(2)]).unwrap() else {
             panic!("written by the one who appends")
@@ -694,19 +504,11 @@ mod tests {
 
     #[tokio::test]
     async fn a_refused_value_takes_no_removal_with_it_that_was_queued_beside_it() {
-        let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
-        let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
         // No space for a single value; the reserve was taken when the log was opened.
         let faulty =
             Faulty { size: Some(SMALL_RESERVE), allocated: SMALL_RESERVE, ..Faulty::default() };
         let disk = Arc::new(Mutex::new(faulty));
-        let (writer, work) = Writer::new(
-            position,
-            small_reserve(),
-            Box::new(Arc::clone(&disk)),
-            FsyncPolicy::Always,
-            limits,
-        );
+        let (writer, work) = writer(Box::new(Arc::clone(&disk)), FsyncPolicy::Always, 1 << 20);
         // One batch: the thread is not there yet.
         let appends =
             [vec![value(1)], vec![removal(2)], vec![removal(3), value(3)], vec![record(4)]];
@@ -793,15 +595,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_thread_that_panics_fails_the_log_and_leaves_nobody_waiting() {
-        let position = Position { good_bytes: 0, next_sequence: 1, salt: 7 };
-        let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
-        let (writer, work) = Writer::new(
-            position,
-            small_reserve(),
-            Box::new(Panicking),
-            FsyncPolicy::Always,
-            limits,
-        );
+        let (writer, work) = writer(Box::new(Panicking), FsyncPolicy::Always, 1 << 20);
         let thread = std::thread::spawn(work);
         assert!(writer.append(&[record(1)]).await.is_err());
         assert!(matches!(writer.failed().await, LogError::Failed(_)));
@@ -847,5 +641,92 @@ mod tests {
         assert_eq!(log.writer.append(&[record(2)]).await, Err(LogError::Closed));
         log.thread.join().unwrap();
         assert_eq!(log.writer.stats().syncs, 1);
+    }
+
+    fn start_with(next: &Next, policy: FsyncPolicy, faulty: Faulty) -> Log {
+        let disk = Arc::new(Mutex::new(faulty));
+        let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
+        let begun = begun_as(1, Box::new(Arc::clone(&disk)));
+        let next = Box::new(next.clone());
+        let (writer, work) = Writer::new(begun, Older::default(), next, policy, limits);
+        Log { writer: Arc::new(writer), disk, thread: std::thread::spawn(work) }
+    }
+
+    #[tokio::test]
+    async fn a_rotation_forces_the_segment_and_goes_on_in_the_next() {
+        for policy in [FsyncPolicy::Always, FsyncPolicy::EverySec, FsyncPolicy::Never] {
+            let next = Next::default();
+            let log = start_with(&next, policy, Faulty::default());
+            log.writer.append(&[record(1), record(2)]).await.unwrap();
+            let before = log.writer.stats().syncs;
+            let switched = log.writer.rotate().await.unwrap();
+            assert_eq!(switched, Switched { number: 2, first_sequence: 3 });
+            assert!(log.writer.stats().syncs >= before + 2);
+            log.writer.append(&[record(3)]).await.unwrap();
+            assert_eq!(log.disk.lock().unwrap().bytes, encoded(&[record(1), record(2)]));
+            let mut expected = Vec::new();
+            encode(&record(3), 3, 7, &mut expected);
+            let second = Arc::clone(&next.disks.lock().unwrap()[0]);
+            assert_eq!(second.lock().unwrap().bytes, expected);
+            let bytes = encoded(&[record(1), record(2)]).len() + expected.len();
+            assert_eq!(log.writer.stats().bytes, bytes as u64);
+            log.writer.close();
+            log.thread.join().unwrap();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_segment_that_cannot_be_begun_leaves_the_log_in_the_one_before() {
+        let next = Next::default();
+        *next.failures.lock().unwrap() = 1;
+        let log = start_with(&next, FsyncPolicy::EverySec, Faulty::default());
+        log.writer.append(&[record(1)]).await.unwrap();
+        assert_eq!(log.writer.rotate().await, Err(LogError::DiskFull));
+        log.writer.append(&[record(2)]).await.unwrap();
+        assert_eq!(log.disk.lock().unwrap().bytes, encoded(&[record(1), record(2)]));
+        log.writer.rotate().await.unwrap();
+        log.writer.append(&[record(3)]).await.unwrap();
+        assert_eq!(log.disk.lock().unwrap().bytes, encoded(&[record(1), record(2)]));
+    }
+
+    #[tokio::test]
+    async fn a_segment_that_cannot_be_forced_ends_the_log() {
+        let faulty = Faulty { sync_error: true, ..Faulty::default() };
+        let log = start_with(&Next::default(), FsyncPolicy::Never, faulty);
+        log.writer.append(&[record(1)]).await.unwrap();
+        let failed = log.writer.rotate().await.unwrap_err();
+        assert!(matches!(failed, LogError::Failed(_)), "{failed}");
+        assert_eq!(log.writer.append(&[record(2)]).await, Err(failed));
+    }
+
+    #[tokio::test]
+    async fn appends_during_a_rotation_wait_and_are_in_the_next_segment() {
+        let (open, gate) = std::sync::mpsc::sync_channel(64);
+        let faulty = Faulty { sync_gate: Some(gate), ..Faulty::default() };
+        let next = Next::default();
+        let log = start_with(&next, FsyncPolicy::Never, faulty);
+        log.writer.append(&[record(1)]).await.unwrap();
+        let records = [record(2)];
+        let rotating = async {
+            let switched = log.writer.rotate().await.unwrap();
+            assert_eq!(switched.first_sequence, 2);
+        };
+        let appending = async {
+            // Rotation was asked for.
+            while log.writer.stats().syncs == 0 {
+                tokio::task::yield_now().await;
+            }
+            let append = log.writer.append(&records);
+            let opening = async {
+                open.send(()).unwrap();
+                open.send(()).unwrap();
+            };
+            let (appended, ()) = futures_util::future::join(append, opening).await;
+            appended.unwrap();
+        };
+        futures_util::future::join(rotating, appending).await;
+        assert_eq!(log.disk.lock().unwrap().bytes, encoded(&[record(1)]));
+        let second = Arc::clone(&next.disks.lock().unwrap()[0]);
+        assert!(!second.lock().unwrap().bytes.is_empty());
     }
 }

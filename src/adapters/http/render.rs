@@ -10,7 +10,7 @@ use axum::http::{HeaderValue, Response, StatusCode, header};
 use jiff::fmt::temporal::DateTimePrinter;
 
 use crate::domain::{Member, MemberState, StopRisk, Timestamp, Value};
-use crate::ports::{Answer, ClusterStatus, Verdict};
+use crate::ports::{Answer, ClusterStatus, Compacted, Verdict};
 
 use super::errors::{Code, Refusal};
 use super::metrics::Call;
@@ -121,6 +121,20 @@ pub(super) fn stop_risks(risks: &[StopRisk]) -> Response<Body> {
     });
     push_list(&mut out, risks, |out, risk| push_text(out, &risk.to_string()));
     out.extend_from_slice(b"]}");
+    json(StatusCode::OK, out)
+}
+
+/// The answer to `/admin/compact`.
+pub(super) fn compacted(compacted: &Compacted) -> Response<Body> {
+    let mut out = Vec::with_capacity(ENVELOPE_BYTES);
+    let Compacted { records, bytes_before, bytes_after } = *compacted;
+    out.extend_from_slice(br#"{"status":"success","records":"#);
+    push_number(&mut out, records);
+    out.extend_from_slice(br#","bytes_before":"#);
+    push_number(&mut out, bytes_before);
+    out.extend_from_slice(br#","bytes_after":"#);
+    push_number(&mut out, bytes_after);
+    out.extend_from_slice(br#","message":"The log is compacted."}"#);
     json(StatusCode::OK, out)
 }
 

@@ -37,6 +37,7 @@ pub(super) fn router(
         .route("/cluster", routing::get(cluster))
         .route("/cluster/forget", routing::post(forget))
         .route("/cluster/safe-to-stop", routing::get(safe_to_stop))
+        .route("/admin/compact", routing::post(compact_log))
         .route("/metrics", routing::get(scrape))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
@@ -172,6 +173,13 @@ async fn forget(State(front): State<Arc<Front>>, request: Request) -> Response<B
         Ok(Forgotten::Now(_)) => render::fine("The member is forgotten."),
         Ok(Forgotten::Before) => render::fine("The member had left or was forgotten before."),
         Err(refusal) => render::refusal(&refusal),
+    }
+}
+
+async fn compact_log(State(front): State<Arc<Front>>) -> Response<Body> {
+    match front.api.compact_log().await {
+        Ok(compacted) => render::compacted(&compacted),
+        Err(error) => render::refusal(&error.into()),
     }
 }
 

@@ -232,6 +232,10 @@ mod tests {
             unreachable!("nobody asks")
         }
 
+        async fn compact_log(&self) -> Result<crate::ports::Compacted, crate::ports::ClientError> {
+            unreachable!("nobody asks")
+        }
+
         fn stop_risks(&self) -> Vec<crate::domain::StopRisk> {
             unreachable!("nobody asks")
         }

@@ -4,7 +4,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use async_trait::async_trait;
 
-use crate::ports::{LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed};
+use crate::ports::{
+    Compacted, LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed, SnapshotSource,
+};
 
 /// A log in memory. The records outlive it: [`reopen`](Self::reopen) is the log of the next life.
 #[derive(Debug, Default)]
@@ -24,6 +26,7 @@ struct Life {
     replayed: bool,
     appended: u64,
     ended: Option<LogError>,
+    compacting: bool,
 }
 
 impl MemoryLog {
@@ -46,6 +49,28 @@ impl MemoryLog {
     /// From now on there is space again.
     pub fn free_disk(&self) {
         self.disk().is_full = false;
+    }
+
+    async fn compact_alone(
+        &self,
+        mut source: Box<dyn SnapshotSource>,
+    ) -> Result<Compacted, LogError> {
+        let before = self.disk().records.len();
+        let mut entries = source.settle().await?;
+        let mut snapshot = Vec::new();
+        while let Some(chunk) = entries.next() {
+            snapshot.extend(chunk.into_iter().map(LogRecord::Write));
+        }
+        let mut disk = self.disk();
+        let since = disk.records.split_off(before);
+        // All of them are as good as the highest alone.
+        let is_mark =
+            |record: &LogRecord| matches!(record, LogRecord::ClockBound(_) | LogRecord::Horizon(_));
+        disk.records.retain(is_mark);
+        disk.records.extend(snapshot);
+        let records = disk.records.len() as u64;
+        disk.records.extend(since);
+        Ok(Compacted { records, ..Compacted::default() })
     }
 
     fn life(&self) -> MutexGuard<'_, Life> {
@@ -84,6 +109,24 @@ impl OpLog for MemoryLog {
         life.appended += records.len() as u64;
         disk.records.extend_from_slice(records);
         Ok(())
+    }
+
+    async fn compact(&self, source: Box<dyn SnapshotSource>) -> Result<Compacted, LogError> {
+        {
+            let mut life = self.life();
+            if let Some(error) = &life.ended {
+                return Err(error.clone());
+            }
+            if !life.replayed {
+                return Err(LogError::Failed("compaction before replay".into()));
+            }
+            if std::mem::replace(&mut life.compacting, true) {
+                return Err(LogError::Overloaded);
+            }
+        }
+        let compacted = self.compact_alone(source).await;
+        self.life().compacting = false;
+        compacted
     }
 
     fn stats(&self) -> LogStats {

@@ -6,10 +6,14 @@
 use std::fs;
 use std::sync::{Arc, Mutex};
 
+use async_trait::async_trait;
+use futures_util::future::BoxFuture;
 use lally::adapters::file_aof::{AofOptions, FileAof, FsyncPolicy};
 use lally::adapters::memory::MemoryLog;
 use lally::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Value, Version};
-use lally::ports::{LogError, LogRecord, LogStats, OpLog, Replayed};
+use lally::ports::{
+    LogError, LogRecord, LogStats, OpLog, Replayed, SnapshotEntries, SnapshotSource,
+};
 use tempfile::TempDir;
 use tokio::task::JoinSet;
 
@@ -41,6 +45,12 @@ contract! {
         appends_that_race_with_closing_come_back_if_they_were_acknowledged,
         closing_again_does_nothing,
         stats_count_the_records_of_this_life,
+        a_compacted_log_replays_what_the_source_holds_and_what_came_since,
+        a_compacted_log_keeps_its_highest_clock_bound_and_horizon,
+        appends_during_compactions_all_come_back,
+        a_compaction_that_the_source_gives_up_changes_nothing,
+        one_compaction_runs_at_a_time,
+        a_compaction_before_the_replay_or_after_closing_is_refused,
     }
 }
 
@@ -391,6 +401,195 @@ async fn stats_count_the_records_of_this_life(disk: &dyn Disk) {
         life_now.log.append(&[bound(3)]).await.unwrap();
         assert_eq!(life_now.log.stats().appended, 3);
     }
+}
+
+/// Entries to compact to, and what happens between the switch to a new part and their reading.
+struct Source {
+    entries: Vec<KeyedEntry>,
+    meanwhile: Box<dyn FnOnce() -> BoxFuture<'static, Result<(), LogError>> + Send>,
+}
+
+impl Source {
+    fn of(records: &[LogRecord]) -> Self {
+        Self::with(records, || Box::pin(async { Ok(()) }))
+    }
+
+    fn with(
+        records: &[LogRecord],
+        meanwhile: impl FnOnce() -> BoxFuture<'static, Result<(), LogError>> + Send + 'static,
+    ) -> Self {
+        let entry = |record: &LogRecord| match record {
+            LogRecord::Write(write) => write.clone(),
+            other => panic!("{other:?} is no entry"),
+        };
+        let entries = records.iter().map(entry).collect();
+        Self { entries, meanwhile: Box::new(meanwhile) }
+    }
+}
+
+#[async_trait]
+impl SnapshotSource for Source {
+    async fn settle(&mut self) -> Result<Box<dyn SnapshotEntries>, LogError> {
+        let nothing = || -> BoxFuture<'static, _> { Box::pin(async { Ok(()) }) };
+        std::mem::replace(&mut self.meanwhile, Box::new(nothing))().await?;
+        Ok(Box::new(Chunks(std::mem::take(&mut self.entries))))
+    }
+}
+
+struct Chunks(Vec<KeyedEntry>);
+
+impl SnapshotEntries for Chunks {
+    fn next(&mut self) -> Option<Vec<KeyedEntry>> {
+        let rest = self.0.split_off(self.0.len().min(3));
+        let chunk = std::mem::replace(&mut self.0, rest);
+        (!chunk.is_empty()).then_some(chunk)
+    }
+}
+
+/// The records in an order of their own: that of a snapshot is not told.
+fn sorted(mut records: Vec<LogRecord>) -> Vec<LogRecord> {
+    records.sort_by_key(|record| format!("{record:?}"));
+    records
+}
+
+async fn a_compacted_log_replays_what_the_source_holds_and_what_came_since(disk: &dyn Disk) {
+    let mut log = life(disk).await.log;
+    let mut since = Vec::new();
+    for round in 1..=4 {
+        for time in 0..50 {
+            log.append(&[write(100 * round + time, "k", Some("v"))]).await.unwrap();
+        }
+        let held: Vec<_> =
+            (0..20).map(|n| write(100 * round, &format!("held-{n}"), Some("v"))).collect();
+        let meanwhile = write(100 * round + 98, "meanwhile", None);
+        let (appending, record) = (Arc::clone(&log), meanwhile.clone());
+        let source =
+            Source::with(&held, || Box::pin(async move { appending.append(&[record]).await }));
+        let compacted = log.compact(Box::new(source)).await.unwrap();
+        assert_eq!(compacted.records, 20);
+        let after = write(100 * round + 99, "after", Some("v"));
+        log.append(std::slice::from_ref(&after)).await.unwrap();
+        since = held;
+        since.extend([meanwhile, after]);
+        // What a process that ends now leaves, and what one that is closed does.
+        assert_eq!(sorted(life(disk.as_it_is_now().as_ref()).await.records), sorted(since.clone()));
+        if round % 2 == 0 {
+            log.close().await.unwrap();
+            let next = life(disk).await;
+            assert_eq!(sorted(next.records), sorted(since.clone()));
+            log = next.log;
+        }
+    }
+    log.compact(Box::new(Source::of(&[]))).await.unwrap();
+    log.close().await.unwrap();
+    assert_eq!(life(disk).await.records, []);
+    assert!(!since.is_empty());
+}
+
+async fn a_compacted_log_keeps_its_highest_clock_bound_and_horizon(disk: &dyn Disk) {
+    let horizon = |time| LogRecord::Horizon(Timestamp::from_nanos(time));
+    let mut log = life(disk).await.log;
+    for round in 1..=3 {
+        log.append(&[bound(10 * round), horizon(round), bound(10 * round - 5)]).await.unwrap();
+        log.compact(Box::new(Source::of(&[]))).await.unwrap();
+        if round == 2 {
+            drop(log);
+            log = life(disk).await.log;
+        }
+    }
+    drop(log);
+    let records = life(disk).await.records;
+    let most = |find: fn(&LogRecord) -> Option<u64>| records.iter().filter_map(find).max();
+    let bounds = most(|record| match record {
+        LogRecord::ClockBound(at) => Some(at.as_nanos()),
+        _ => None,
+    });
+    let horizons = most(|record| match record {
+        LogRecord::Horizon(at) => Some(at.as_nanos()),
+        _ => None,
+    });
+    assert_eq!((bounds, horizons), (Some(30), Some(3)));
+}
+
+async fn appends_during_compactions_all_come_back(disk: &dyn Disk) {
+    let life_now = life(disk).await;
+    // As a store would: held for reading before the append ends, and while it is logged.
+    let held = Arc::new(tokio::sync::RwLock::new(Vec::new()));
+    let mut tasks = JoinSet::new();
+    for task in 0..16 {
+        let (log, held) = (Arc::clone(&life_now.log), Arc::clone(&held));
+        tasks.spawn(async move {
+            for time in 0..40 {
+                let record = write(time, &format!("task-{task}"), Some("v"));
+                let mut held = held.write().await;
+                log.append(std::slice::from_ref(&record)).await.unwrap();
+                held.push(record);
+            }
+        });
+    }
+    while held.read().await.len() < 16 * 40 {
+        let source = Held(Arc::clone(&held));
+        life_now.log.compact(Box::new(source)).await.unwrap();
+    }
+    tasks.join_all().await;
+    life_now.log.close().await.unwrap();
+    let expected = sorted(held.read().await.clone());
+    let mut found = sorted(life(disk).await.records);
+    // What came during the last compaction may be in both its parts.
+    found.dedup();
+    assert_eq!(found, expected);
+}
+
+/// What a test holds, as soon as nobody is about to add to it.
+struct Held(Arc<tokio::sync::RwLock<Vec<LogRecord>>>);
+
+#[async_trait]
+impl SnapshotSource for Held {
+    async fn settle(&mut self) -> Result<Box<dyn SnapshotEntries>, LogError> {
+        Source::of(&self.0.read().await).settle().await
+    }
+}
+
+async fn a_compaction_that_the_source_gives_up_changes_nothing(disk: &dyn Disk) {
+    let log = life(disk).await.log;
+    log.append(&[write(1, "k", Some("v")), bound(5)]).await.unwrap();
+    let failed = LogError::Failed("too slow".into());
+    let error = failed.clone();
+    let source = Source::with(&[], || Box::pin(async { Err(error) }));
+    assert_eq!(log.compact(Box::new(source)).await, Err(failed));
+    log.append(&[write(2, "k", Some("v"))]).await.unwrap();
+    log.close().await.unwrap();
+    let expected = [write(1, "k", Some("v")), bound(5), write(2, "k", Some("v"))];
+    assert_eq!(life(disk).await.records, expected);
+}
+
+async fn one_compaction_runs_at_a_time(disk: &dyn Disk) {
+    let log = life(disk).await.log;
+    log.append(&[write(1, "k", Some("v"))]).await.unwrap();
+    let other = Arc::clone(&log);
+    let source = Source::with(&[write(1, "k", Some("v"))], || {
+        Box::pin(async move {
+            let second = other.compact(Box::new(Source::of(&[]))).await;
+            assert_eq!(second, Err(LogError::Overloaded));
+            Ok(())
+        })
+    });
+    log.compact(Box::new(source)).await.unwrap();
+    log.compact(Box::new(Source::of(&[write(1, "k", Some("v"))]))).await.unwrap();
+    log.close().await.unwrap();
+    assert_eq!(life(disk).await.records, [write(1, "k", Some("v"))]);
+}
+
+async fn a_compaction_before_the_replay_or_after_closing_is_refused(disk: &dyn Disk) {
+    let log = disk.open();
+    assert!(log.compact(Box::new(Source::of(&[]))).await.is_err());
+    drop(log);
+    let log = life(disk).await.log;
+    log.append(&[bound(1)]).await.unwrap();
+    log.close().await.unwrap();
+    assert_eq!(log.compact(Box::new(Source::of(&[]))).await, Err(LogError::Closed));
+    drop(log);
+    assert_eq!(life(disk).await.records, [bound(1)]);
 }
 
 /// What outlives a log.

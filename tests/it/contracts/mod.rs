@@ -10,6 +10,7 @@ mod clock;
 mod detector;
 mod log;
 mod log_damage;
+mod log_snapshots;
 mod networks;
 mod quarantine;
 mod replica;

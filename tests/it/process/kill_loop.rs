@@ -1,5 +1,5 @@
 //! SIGKILL at random moments under load, twenty times and once more: no acknowledged write is lost,
-//! under any fsync policy.
+//! under any fsync policy, also while the log is compacted.
 //!
 //! Each writer owns its keys and knows, for each, what was acknowledged last and which later
 //! operation got no answer: after a restart either of the two may be there, and nothing else. The
@@ -90,6 +90,17 @@ impl Ledger {
     }
 }
 
+/// Has the log compacted again and again until the node is gone.
+fn compact_until_killed(addr: SocketAddr, dead: &AtomicBool) {
+    let mut client = Client::new(addr);
+    while !dead.load(Ordering::Relaxed) {
+        match client.try_send("POST", "/admin/compact", &[], b"") {
+            Ok(reply) => drop(reply.succeeded()),
+            Err(_) => break,
+        }
+    }
+}
+
 #[test]
 fn twenty_kills_under_load_lose_no_acknowledged_write() {
     let _alone = Turn::alone();
@@ -112,6 +123,10 @@ fn twenty_kills_under_load_lose_no_acknowledged_write() {
                 for (writer, ledger) in ledgers.iter_mut().enumerate() {
                     let (done, dead) = (&done, &dead);
                     scope.spawn(move || ledger.write_until_killed(writer, addr, done, dead));
+                }
+                // Every other time: without, more is written.
+                if moment.is_multiple_of(2) {
+                    scope.spawn(|| compact_until_killed(addr, &dead));
                 }
                 // Not a wait for a fact: the moment is what is random here.
                 thread::sleep(pause);

@@ -7,9 +7,10 @@
 //! [`lifecycle`] (start, stop, signals, exit codes, the log file), [`http`] (shapes, codes,
 //! limits), [`abuse`] (what no client should send), [`cluster`] (quorums, joining, leaving),
 //! [`consistency`] (what reads may see), [`operators`] (forgetting members, safe stops),
-//! [`faults`] (members that die, hang, or lose their disk), [`forgetting`], [`full_disk`], [`full_memory`],
-//! [`overload`], [`content`] (bytes come
-//! back as they were), [`durable_names`] (what a power cut must not take), [`large_join`], [`kill_loop`], [`dataset`], and [`readme`] (what it tells people to type).
+//! [`faults`] (members that die, hang, or lose their disk), [`large_join`], [`forgetting`],
+//! [`compaction`], [`full_disk`], [`full_memory`], [`overload`], [`content`] (bytes come back as they
+//! were), [`durable_names`] (what a power cut must not take), [`kill_loop`], [`dataset`], and
+//! [`readme`] (what it tells people to type).
 //!
 //! The harness: [`node`] runs a process, [`client`] speaks HTTP so plainly that the raw text of an
 //! answer can be checked, [`ring`] starts several nodes and waits for them, [`wait`] waits for
@@ -18,6 +19,7 @@
 mod abuse;
 pub(super) mod client;
 mod cluster;
+mod compaction;
 mod config;
 mod consistency;
 mod content;

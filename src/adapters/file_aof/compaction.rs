@@ -1,0 +1,141 @@
+//! Snapshots: what all segments before one come to, so that they can go.
+//!
+//! Replaying is merging, so a snapshot needs no moment at which it is true: it holds each key as it
+//! was at some time after the switch to a new segment, and what came since is in the segments behind
+//! it. Every step can be the last before a crash:
+//!
+//! 1. The log goes on in a new segment; all before is on the device.
+//! 2. The entries are written to a draft, with how many there are at the end, and forced. A draft
+//!    means nothing.
+//! 3. The draft gets its name, and the directory is forced. From now on it counts, and what is
+//!    before it does not, whether it is still there or not.
+//! 4. The files before it are removed.
+
+use std::fs::File;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use crate::ports::{LogError, LogRecord, SnapshotEntries};
+
+use super::files::{FileKind, LogFiles, begin_draft, failed, file_name, publish};
+use super::format::{encode, encode_end};
+use super::marks::Marks;
+use super::rotation::{SegmentDir, Switched};
+
+/// Bytes handed to the system at a time, and forced at a time: so that the device always has
+/// something to do, and a sync of the log never has to wait for a whole snapshot.
+const CHUNK_BYTES: usize = 1 << 20;
+const FORCED_BYTES: u64 = 8 << 20;
+
+/// What compaction did to the files.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Outcome {
+    pub(super) snapshot_bytes: u64,
+    pub(super) removed_bytes: u64,
+    pub(super) records: u64,
+}
+
+/// Writes the snapshot that stands for everything before `at`, and removes that. Stops when `stop`
+/// is set. A failure leaves the log as it is.
+pub(super) fn write_snapshot(
+    dir: &SegmentDir,
+    at: Switched,
+    marks: Marks,
+    entries: &mut dyn SnapshotEntries,
+    stop: &AtomicBool,
+) -> Result<Outcome, LogError> {
+    let header = dir.header(FileKind::Snapshot, at);
+    let path = dir.dir.join(file_name(FileKind::Snapshot, at.number));
+    let (draft, file) = begin_draft(&path)?;
+    let mut snapshot = Draft {
+        path: draft,
+        file,
+        buffer: header.encode(),
+        salt: header.salt,
+        records: 0,
+        bytes: 0,
+        unforced: 0,
+        is_published: false,
+    };
+    for record in marks.records() {
+        snapshot.add(&record)?;
+    }
+    while let Some(chunk) = entries.next() {
+        if stop.load(Ordering::Relaxed) {
+            return Err(LogError::Closed);
+        }
+        for entry in chunk {
+            snapshot.add(&LogRecord::Write(entry))?;
+        }
+    }
+    let (snapshot_bytes, records) = (snapshot.finish(&path)?, snapshot.records);
+    let removed_bytes = remove_superseded(&dir.dir)?;
+    Ok(Outcome { snapshot_bytes, removed_bytes, records })
+}
+
+/// Removes what the newest snapshot stands for: how many bytes that were, drafts aside.
+fn remove_superseded(dir: &Path) -> Result<u64, LogError> {
+    let mut files = LogFiles::list(dir)?;
+    files.leftovers.retain(|path| super::files::kind_of(path).is_some());
+    let lengths = files.leftovers.iter().filter_map(|path| path.metadata().ok()).map(|m| m.len());
+    let bytes = lengths.sum();
+    files.remove_leftovers();
+    Ok(bytes)
+}
+
+/// A snapshot that is being written; dropped before it has its name, it is removed.
+struct Draft {
+    path: PathBuf,
+    file: File,
+    buffer: Vec<u8>,
+    salt: u64,
+    records: u64,
+    bytes: u64,
+    unforced: u64,
+    is_published: bool,
+}
+
+impl Draft {
+    fn add(&mut self, record: &LogRecord) -> Result<(), LogError> {
+        self.records += 1;
+        encode(record, self.records, self.salt, &mut self.buffer);
+        if self.buffer.len() >= CHUNK_BYTES { self.write() } else { Ok(()) }
+    }
+
+    fn write(&mut self) -> Result<(), LogError> {
+        let written = self.file.write_all(&self.buffer);
+        written.map_err(|error| self.failed(&error))?;
+        self.bytes += self.buffer.len() as u64;
+        self.unforced += self.buffer.len() as u64;
+        self.buffer.clear();
+        if self.unforced >= FORCED_BYTES {
+            self.unforced = 0;
+            self.file.sync_data().map_err(|error| self.failed(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Completes it, and gives it this name: its length.
+    fn finish(&mut self, path: &Path) -> Result<u64, LogError> {
+        encode_end(self.records, self.records + 1, self.salt, &mut self.buffer);
+        self.write()?;
+        self.file.sync_all().map_err(|error| self.failed(&error))?;
+        publish(&self.path, path)?;
+        self.is_published = true;
+        Ok(self.bytes)
+    }
+
+    fn failed(&self, error: &io::Error) -> LogError {
+        failed(&self.path, error)
+    }
+}
+
+impl Drop for Draft {
+    fn drop(&mut self) {
+        if !self.is_published {
+            // What stays means nothing, and goes at the next start.
+            std::fs::remove_file(&self.path).ok();
+        }
+    }
+}

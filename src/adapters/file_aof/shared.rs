@@ -1,0 +1,335 @@
+//! `Shared`: what those who append and the thread share, and what either does with it: writing,
+//! forcing, ending a segment, failing. Who does which, and why, `writer` says.
+
+use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Notify, watch};
+
+use crate::ports::LogError;
+
+use super::disk::{FsyncPolicy, allocate, is_full};
+use super::marks::Marks;
+use super::queue::{Batch, Begun, State, Task, Writing, tell};
+use super::reserve::Ahead;
+use super::rotation::{OpenSegment, Segments, Switched};
+
+/// With `everysec`: how old acknowledged data may become before it is forced to disk. One second,
+/// so that data is at most two seconds behind even if the sync takes another.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// Batches up to this size are written by those that append. Copying more takes as long as waking
+/// the thread, many times over.
+pub(super) const WRITTEN_HERE_BYTES: usize = 128 * 1_024;
+
+/// Batches that one append writes for others, after its own, before it hands over.
+const WRITTEN_FOR_OTHERS: usize = 16;
+
+/// A write into the page cache that takes this long waits for the device.
+pub(super) const SLOW_WRITE: Duration = Duration::from_millis(5);
+
+/// How long the thread writes alone then: so many times as long as the write took, and at most this
+/// long. So those that append lose a tenth of their time to a slow disk, and a single slow write, as
+/// every sync may cause one, does not turn all appends of a second into switches of threads.
+const THREAD_WRITES_TIMES: u32 = 10;
+const THREAD_WRITES_FOR_MAX: Duration = Duration::from_secs(1);
+
+/// What was there before.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Older {
+    /// Of the files before the one that is written.
+    pub(super) bytes: u64,
+    pub(super) marks: Marks,
+}
+
+/// What those who append and the thread share.
+pub(super) struct Shared {
+    segments: Box<dyn Segments>,
+    pub(super) policy: FsyncPolicy,
+    state: Mutex<State>,
+    /// Wakes the thread.
+    work: Condvar,
+    /// Wakes those who wait for room in the queue.
+    pub(super) room: Notify,
+    pub(super) failed: watch::Sender<Option<LogError>>,
+    /// Of the file that is written.
+    pub(super) bytes: AtomicU64,
+    /// Of the files before.
+    pub(super) older_bytes: AtomicU64,
+    pub(super) appended: AtomicU64,
+    pub(super) syncs: AtomicU64,
+}
+
+impl Shared {
+    pub(super) fn new(
+        begun: Begun,
+        older: Older,
+        segments: Box<dyn Segments>,
+        policy: FsyncPolicy,
+    ) -> Self {
+        Self {
+            segments,
+            policy,
+            bytes: AtomicU64::new(begun.position.good_bytes),
+            older_bytes: AtomicU64::new(older.bytes),
+            state: Mutex::new(State::new(begun, older.marks)),
+            work: Condvar::new(),
+            room: Notify::new(),
+            failed: watch::Sender::new(None),
+            appended: AtomicU64::new(0),
+            syncs: AtomicU64::new(0),
+        }
+    }
+
+    pub(super) fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether an append may write, rather than the thread.
+    pub(super) fn may_write_here(&self, state: &State) -> bool {
+        self.policy != FsyncPolicy::Always
+            && state.rotation.is_none()
+            && state.slow_until.is_none_or(|until| Instant::now() >= until)
+    }
+
+    /// Writes a batch, and what came meanwhile, as far as it is not much. The outcome is that of the
+    /// first batch.
+    pub(super) fn write_here(&self, writing: Writing) -> Result<(), LogError> {
+        let outcome = self.write(writing);
+        for _ in 0..WRITTEN_FOR_OTHERS {
+            let mut state = self.state();
+            let is_small = state.pending_bytes() <= WRITTEN_HERE_BYTES;
+            if !state.has_work() || !is_small || !self.may_write_here(&state) {
+                break;
+            }
+            let writing = state.take();
+            drop(state);
+            if self.write(writing).is_err() {
+                // Those who wait for it have been told.
+                break;
+            }
+        }
+        self.wake_thread(self.state());
+        outcome
+    }
+
+    /// Wakes the thread if it waits and there is something to do for it.
+    pub(super) fn wake_thread(&self, mut state: MutexGuard<'_, State>) {
+        let sync_begins = self.policy == FsyncPolicy::EverySec && state.sync_is_unplanned();
+        let is_wanted = state.has_work() || state.rotation_goes_on() || state.is_over();
+        if state.thread_waits && (is_wanted || sync_begins) {
+            state.thread_waits = false;
+            drop(state);
+            self.work.notify_one();
+        }
+    }
+
+    /// The work of the thread.
+    pub(super) fn run(&self) {
+        while self.failed.borrow().is_none() {
+            match self.next_task() {
+                // Those who wait have been told how it went.
+                Task::Write(writing) => drop(self.write(writing)),
+                Task::Rotate => self.rotate(),
+                Task::Sync => {
+                    if let Err(error) = self.sync() {
+                        self.fail(&error);
+                    }
+                }
+                Task::End => {
+                    let is_unforced = self.state().unforced_since.take().is_some();
+                    if is_unforced
+                        && self.failed.borrow().is_none()
+                        && let Err(error) = self.sync()
+                    {
+                        self.fail(&error);
+                    }
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Waits for something to do; for a sync no longer than until it is due.
+    fn next_task(&self) -> Task {
+        let mut state = self.state();
+        loop {
+            let since = state.unforced_since.filter(|_| self.policy == FsyncPolicy::EverySec);
+            let left =
+                since.map(|since| (since + SYNC_EVERY).saturating_duration_since(Instant::now()));
+            if let Some(task) = state.next_task(left) {
+                return task;
+            }
+            state = match left {
+                Some(left) => {
+                    let waited = self.work.wait_timeout(state, left);
+                    waited.unwrap_or_else(PoisonError::into_inner).0
+                }
+                None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
+            };
+            state.thread_waits = false;
+        }
+    }
+
+    /// Writes a batch, which was taken, and tells everybody in it how that went.
+    fn write(&self, writing: Writing) -> Result<(), LogError> {
+        let Writing { mut batch, segment } = writing;
+        // Whatever happens here, nobody must wait for it for ever.
+        let _guard = FailOnPanic(self);
+        let began = Instant::now();
+        if let Some(ahead) = batch.ahead
+            && !self.allocate(&segment, ahead)
+        {
+            tell(batch.drop_values(), &Err(LogError::DiskFull));
+            if batch.is_empty() {
+                self.note_time(&mut self.state(), began);
+                self.complete(batch, &Err(LogError::DiskFull));
+                return Err(LogError::DiskFull);
+            }
+        }
+        batch.number(segment.salt);
+        if let Err(error) = segment.disk.append(&batch.bytes) {
+            return self.undo(batch, &segment, &error);
+        }
+        if self.policy == FsyncPolicy::Always
+            && let Err(error) = self.sync()
+        {
+            self.complete(batch, &Err(error.clone()));
+            self.fail(&error);
+            return Err(error);
+        }
+        let outcome = self.note_written(&batch, began);
+        self.complete(batch, &outcome);
+        outcome
+    }
+
+    /// Ends the segment and begins the next one. Nobody writes meanwhile.
+    fn rotate(&self) {
+        let _guard = FailOnPanic(self);
+        let outcome = self.sync().inspect_err(|error| self.fail(error));
+        let outcome = outcome.and_then(|()| self.begin_next());
+        let rotation = self.state().end_rotation();
+        if let Err(error) = &outcome {
+            self.state().put_rotation_off();
+            tracing::warn!(%error, "the log goes on in its present segment");
+        }
+        if let Some(rotation) = rotation {
+            rotation.tell(&outcome);
+        }
+        self.room.notify_waiters();
+    }
+
+    fn begin_next(&self) -> Result<Switched, LogError> {
+        let (before, first_sequence, good_bytes) = {
+            let state = self.state();
+            (Arc::clone(&state.segment), state.next_sequence(), state.good_bytes)
+        };
+        let number = before.number + 1;
+        let begun = self.segments.begin(number, first_sequence)?;
+        self.bytes.store(begun.position.good_bytes, Ordering::Relaxed);
+        self.older_bytes.fetch_add(good_bytes, Ordering::Relaxed);
+        self.state().enter(begun);
+        // Gives back the reserve behind its end. If it stays, it only takes space.
+        before.disk.truncate(good_bytes).ok();
+        Ok(Switched { number, first_sequence })
+    }
+
+    fn note_written(&self, batch: &Batch, began: Instant) -> Result<(), LogError> {
+        let mut state = self.state();
+        if let Some(error @ LogError::Failed(_)) = &state.ended {
+            // A sync failed meanwhile: nothing is acknowledged after that.
+            return Err(error.clone());
+        }
+        state.record_written(batch);
+        if self.policy != FsyncPolicy::Always {
+            state.unforced_since.get_or_insert(began);
+        }
+        self.note_time(&mut state, began);
+        self.bytes.store(state.good_bytes, Ordering::Relaxed);
+        if state.good_bytes >= state.rotate_at {
+            state.rotation.get_or_insert_default();
+        }
+        drop(state);
+        self.appended.fetch_add(batch.records(), Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Has the thread write alone for a while if the disk took long.
+    fn note_time(&self, state: &mut State, began: Instant) {
+        let took = began.elapsed();
+        if self.policy != FsyncPolicy::Always && took >= SLOW_WRITE {
+            let alone_for = (took * THREAD_WRITES_TIMES).min(THREAD_WRITES_FOR_MAX);
+            state.slow_until = Some(Instant::now() + alone_for);
+        }
+    }
+
+    /// Asks the disk for space. Whether values may be written.
+    fn allocate(&self, segment: &OpenSegment, ahead: Ahead) -> bool {
+        let was_short = self.state().reserve.is_short();
+        let answer = allocate(segment.disk.as_ref(), ahead, was_short);
+        self.state().reserve.record(answer)
+    }
+
+    /// Takes back what a failed write left in the file.
+    fn undo(&self, batch: Batch, segment: &OpenSegment, error: &io::Error) -> Result<(), LogError> {
+        let good_bytes = self.state().good_bytes;
+        let undone = segment.disk.truncate(good_bytes);
+        if is_full(error) && undone.is_ok() {
+            let cut = self.state().reserve.record_cut(good_bytes);
+            if let Some(ahead) = cut {
+                self.allocate(segment, ahead);
+            }
+            self.complete(batch, &Err(LogError::DiskFull));
+            tracing::warn!(%error, "disk full: nothing is written until there is space");
+            return Err(LogError::DiskFull);
+        }
+        let failed = LogError::Failed(format!("write: {error}"));
+        self.complete(batch, &Err(failed.clone()));
+        self.fail(&failed);
+        Err(failed)
+    }
+
+    /// Tells everybody in a batch how it went, and lets the next one be taken.
+    fn complete(&self, batch: Batch, outcome: &Result<(), LogError>) {
+        let waiting = self.state().put_back(batch);
+        tell(waiting, outcome);
+        self.room.notify_waiters();
+    }
+
+    /// The log cannot be trusted any more.
+    fn fail(&self, error: &LogError) {
+        let mut state = self.state();
+        state.ended = Some(error.clone());
+        let waiting = state.give_up();
+        let rotation = state.rotation.take();
+        drop(state);
+        if let Some(rotation) = rotation {
+            rotation.tell(&Err(error.clone()));
+        }
+        tell(waiting, &Err(error.clone()));
+        self.room.notify_waiters();
+        self.failed.send_replace(Some(error.clone()));
+        self.work.notify_one();
+        // Last: a logger may fail, too.
+        tracing::error!(%error, "log failed");
+    }
+
+    fn sync(&self) -> Result<(), LogError> {
+        self.syncs.fetch_add(1, Ordering::Relaxed);
+        let segment = Arc::clone(&self.state().segment);
+        segment.disk.sync().map_err(|error| LogError::Failed(format!("fdatasync: {error}")))
+    }
+}
+
+/// Fails the log if whoever writes panics.
+struct FailOnPanic<'a>(&'a Shared);
+
+impl Drop for FailOnPanic<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.fail(&LogError::Failed("a write panicked".into()));
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Logs that are compacted, or half compacted, or damaged since: whatever is there, a reader finds
+//! all of it or refuses.
+
+use std::fs;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use async_trait::async_trait;
+use lally::adapters::file_aof::{AofOptions, FileAof, FsyncPolicy, install_log};
+use lally::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Value, Version};
+use lally::ports::{LogError, LogRecord, OpLog, SnapshotEntries, SnapshotSource};
+use tempfile::TempDir;
+
+/// Some records, the snapshot of them that a compaction wrote, and one record behind it.
+struct Sample {
+    /// The directory before the compaction, when it began, and after it.
+    before: TempDir,
+    begun: TempDir,
+    after: TempDir,
+    snapshot: Vec<LogRecord>,
+    since: LogRecord,
+}
+
+const SNAPSHOT: &str = "0000000000000002.snap";
+const FIRST: &str = "0000000000000001.log";
+const SECOND: &str = "0000000000000002.log";
+
+impl Sample {
+    async fn new() -> Self {
+        let begun = Arc::new(tempfile::tempdir().unwrap());
+        let (before, after) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        let (log, _) = open(dir.path()).await.unwrap();
+        for time in 1..=30 {
+            log.append(&[write(time, time % 3)]).await.unwrap();
+        }
+        let held = vec![write(28, 1), write(29, 2), write(30, 0)];
+        copy(dir.path(), before.path());
+        let source = Source {
+            held: Some(held.iter().map(entry).collect()),
+            dir: dir.path().to_owned(),
+            copied: Arc::clone(&begun),
+        };
+        log.compact(Box::new(source)).await.unwrap();
+        let since = write(31, 1);
+        log.append(std::slice::from_ref(&since)).await.unwrap();
+        log.close().await.unwrap();
+        copy(dir.path(), after.path());
+        let begun = Arc::into_inner(begun).unwrap();
+        Self { before, begun, after, snapshot: held, since }
+    }
+
+    /// What the directory after the compaction says.
+    fn all(&self) -> Vec<LogRecord> {
+        self.snapshot.iter().chain([&self.since]).cloned().collect()
+    }
+}
+
+#[tokio::test]
+async fn a_compaction_leaves_the_snapshot_and_the_segment_behind_it() {
+    let sample = Sample::new().await;
+    assert_eq!(names(sample.before.path()), [FIRST]);
+    assert_eq!(names(sample.begun.path()), [FIRST, SECOND]);
+    assert_eq!(names(sample.after.path()), [SECOND, SNAPSHOT]);
+    let (_, records) = open(sample.after.path()).await.unwrap();
+    assert_eq!(records, sample.all());
+}
+
+#[tokio::test]
+async fn a_crash_at_any_step_of_a_compaction_leaves_the_old_or_the_new() {
+    let sample = Sample::new().await;
+    let old: Vec<_> = (1..=30).map(|time| write(time, time % 3)).collect();
+    let snapshot = fs::read(sample.after.path().join(SNAPSHOT)).unwrap();
+    // While the draft is written.
+    for length in (0..=snapshot.len()).step_by(7) {
+        let dir = copied(sample.begun.path());
+        let draft = dir.path().join("0000000000000002.new");
+        fs::write(&draft, &snapshot[..length]).unwrap();
+        let (log, records) = open(dir.path()).await.unwrap();
+        assert_eq!(records, old);
+        assert!(!draft.exists());
+        log.append(std::slice::from_ref(&sample.since)).await.unwrap();
+        drop(log);
+        let (_, records) = open(dir.path()).await.unwrap();
+        assert_eq!(records.last(), Some(&sample.since));
+    }
+    // The snapshot has its name, and the old segment is still there, whole or not.
+    let first = fs::read(sample.begun.path().join(FIRST)).unwrap();
+    for length in [0, 1, first.len() / 2, first.len()] {
+        let dir = copied(sample.after.path());
+        fs::write(dir.path().join(FIRST), &first[..length]).unwrap();
+        let (log, records) = open(dir.path()).await.unwrap();
+        assert_eq!(records, sample.all());
+        assert_eq!(names(dir.path()), [SECOND, SNAPSHOT]);
+        drop(log);
+    }
+}
+
+#[tokio::test]
+async fn any_change_to_a_snapshot_is_noticed() {
+    let sample = Sample::new().await;
+    let dir = copied(sample.after.path());
+    let path = dir.path().join(SNAPSHOT);
+    let intact = fs::read(&path).unwrap();
+    let check = async |bytes: &[u8]| {
+        fs::write(&path, bytes).unwrap();
+        match open(dir.path()).await {
+            Err(LogError::Corrupt { file, .. }) => assert!(file.ends_with(SNAPSHOT), "{file}"),
+            Err(other) => panic!("{other}"),
+            Ok(_) => panic!("a damaged snapshot was read"),
+        }
+        assert_eq!(fs::read(&path).unwrap(), bytes);
+    };
+    for length in 0..intact.len() {
+        check(&intact[..length]).await;
+    }
+    for byte in 0..intact.len() {
+        let mut damaged = intact.clone();
+        damaged[byte] ^= 1 << (byte % 8);
+        check(&damaged).await;
+    }
+    check(&[intact.as_slice(), &[0]].concat()).await;
+    check(&[intact.as_slice(), intact.as_slice()].concat()).await;
+    fs::write(&path, &intact).unwrap();
+    assert!(open(dir.path()).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_snapshot_without_the_segment_behind_it_is_refused() {
+    let sample = Sample::new().await;
+    let missing = copied(sample.after.path());
+    fs::remove_file(missing.path().join(SECOND)).unwrap();
+    // Another one in its place, of another length of the log.
+    let other = copied(sample.after.path());
+    fs::rename(other.path().join(SECOND), other.path().join("0000000000000003.log")).unwrap();
+    let first = fs::read(sample.before.path().join(FIRST)).unwrap();
+    fs::write(other.path().join(SECOND), first).unwrap();
+    for dir in [missing, other] {
+        let before = names(dir.path());
+        assert!(matches!(open(dir.path()).await, Err(LogError::Corrupt { .. })));
+        assert_eq!(names(dir.path()), before);
+    }
+}
+
+#[tokio::test]
+async fn segments_whose_snapshot_is_gone_are_refused() {
+    let sample = Sample::new().await;
+    let dir = copied(sample.after.path());
+    fs::remove_file(dir.path().join(SNAPSHOT)).unwrap();
+    assert!(matches!(open(dir.path()).await, Err(LogError::Corrupt { .. })));
+}
+
+#[tokio::test]
+async fn a_compacted_log_or_its_snapshot_alone_can_be_installed_elsewhere() {
+    let sample = Sample::new().await;
+    let sources = [
+        (sample.after.path().to_owned(), sample.all()),
+        (sample.after.path().join(SNAPSHOT), sample.snapshot.clone()),
+    ];
+    for (source, expected) in sources {
+        let dir = tempfile::tempdir().unwrap();
+        let replayed = install_log(&source, &options(dir.path())).unwrap();
+        assert_eq!(replayed.records, expected.len() as u64);
+        assert_eq!(open(dir.path()).await.unwrap().1, expected);
+    }
+}
+
+/// Holds these, and copies the directory when it is asked.
+struct Source {
+    held: Option<Vec<KeyedEntry>>,
+    dir: std::path::PathBuf,
+    copied: Arc<TempDir>,
+}
+
+#[async_trait]
+impl SnapshotSource for Source {
+    async fn settle(&mut self) -> Result<Box<dyn SnapshotEntries>, LogError> {
+        copy(&self.dir, self.copied.path());
+        Ok(Box::new(Once(self.held.take())))
+    }
+}
+
+struct Once(Option<Vec<KeyedEntry>>);
+
+impl SnapshotEntries for Once {
+    fn next(&mut self) -> Option<Vec<KeyedEntry>> {
+        self.0.take()
+    }
+}
+
+fn options(dir: &Path) -> AofOptions {
+    AofOptions { fsync: FsyncPolicy::Never, ..AofOptions::new(dir, "lally", NodeId::new(1)) }
+}
+
+async fn open(dir: &Path) -> Result<(FileAof, Vec<LogRecord>), LogError> {
+    let log = FileAof::open(options(dir))?;
+    let visited = Arc::new(Mutex::new(Vec::new()));
+    let visits = Arc::clone(&visited);
+    log.replay(Box::new(move |record| visits.lock().unwrap().push(record))).await?;
+    let records = std::mem::take(&mut *visited.lock().unwrap());
+    Ok((log, records))
+}
+
+fn names(dir: &Path) -> Vec<String> {
+    let files = fs::read_dir(dir).unwrap();
+    let mut names: Vec<_> =
+        files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+fn copy(from: &Path, to: &Path) {
+    for name in names(from) {
+        fs::copy(from.join(&name), to.join(&name)).unwrap();
+    }
+}
+
+fn copied(from: &Path) -> TempDir {
+    let dir = tempfile::tempdir().unwrap();
+    copy(from, dir.path());
+    dir
+}
+
+fn write(time: u64, name: u64) -> LogRecord {
+    let version = Version::new(Timestamp::from_nanos(time), NodeId::new(1));
+    let entry = Entry::live(version, Value::new(&format!("value {time}")));
+    LogRecord::Write(KeyedEntry::new(Key::new(&format!("key {name}")).unwrap(), entry))
+}
+
+fn entry(record: &LogRecord) -> KeyedEntry {
+    match record {
+        LogRecord::Write(write) => write.clone(),
+        other => panic!("{other:?} is no entry"),
+    }
+}
