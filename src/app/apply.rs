@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use crate::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Version};
 use crate::ports::{
-    ApplyError, LogError, LogRecord, Merged, OpLog, Origin, Replayed, Store, WriteReply,
+    ApplyError, LogError, LogRecord, Merged, NotCertified, OpLog, Origin, Replayed, Store,
+    WriteReply,
 };
 
 use super::fence::{Blocked, Fence, Horizon};
@@ -18,6 +19,7 @@ use super::hook_chain::HookChain;
 use super::stage::Stage;
 use super::stamps::Stamps;
 use super::underway::Underway;
+use super::walks::Walks;
 
 /// How long the log may take for a new horizon, and how long another one waits for its turn.
 const CERTIFY_WITHIN: Duration = Duration::from_secs(5);
@@ -38,6 +40,8 @@ pub struct Replica {
     /// Held while a horizon is made durable: one at a time.
     certifying: tokio::sync::Mutex<()>,
     underway: Underway,
+    /// Where tombstones are looked for.
+    walks: Walks,
     entries_synced: AtomicU64,
     drift_refusals: AtomicU64,
     /// The same by the node that stamped what was refused.
@@ -63,10 +67,16 @@ impl Replica {
             fence,
             certifying: tokio::sync::Mutex::default(),
             underway: Underway::default(),
+            walks: Walks::default(),
             entries_synced,
             drift_refusals,
             refused_stamps,
         }
+    }
+
+    /// The same, looking for its tombstones there.
+    pub(crate) fn walking(self, walks: Walks) -> Self {
+        Self { walks, ..self }
     }
 
     /// Fills the store and the clock from the log.
@@ -100,7 +110,7 @@ impl Replica {
         write: KeyedEntry,
         origin: Origin,
     ) -> Result<WriteReply, ApplyError> {
-        let _passing = self.pass(origin).await?;
+        let _passing = self.fence.pass().await.map_err(hangs)?;
         if let Some(reply) = self.admit(&write, Way::Entering(origin))? {
             return Ok(reply);
         }
@@ -116,7 +126,7 @@ impl Replica {
         writes: Vec<KeyedEntry>,
         origin: Origin,
     ) -> Vec<Result<WriteReply, ApplyError>> {
-        match self.pass(origin).await {
+        match self.fence.pass().await.map_err(hangs) {
             Ok(_passing) => self.enter(writes, Way::Entering(origin)).await,
             Err(blocked) => writes.iter().map(|_| Err(blocked.clone().into())).collect(),
         }
@@ -237,6 +247,12 @@ impl Replica {
         })
     }
 
+    /// Whether an entry that another node holds is of a key that was removed and forgotten.
+    pub(crate) fn is_ghost(&self, key: &Key, theirs: &Entry) -> bool {
+        self.fence.refuses(theirs.version.timestamp).is_some()
+            && self.store.get(key).is_none_or(|held| held.version != theirs.version)
+    }
+
     /// Where this node is certified.
     pub(crate) fn horizon(&self) -> Timestamp {
         self.fence.horizon().get()
@@ -254,27 +270,37 @@ impl Replica {
         &self.fence
     }
 
-    /// Certifies this node at a horizon, durably, and forgets its tombstones up to there. The caller
-    /// knows that it holds everything up to there. Takes a few seconds at most, whatever the disk
-    /// does. Not cancel safe between log and fence.
-    pub(crate) async fn certify(&self, horizon: Timestamp) -> Result<(), LogError> {
+    /// Certifies this node at a horizon, durably, and forgets its tombstones up to there, unless
+    /// something has arrived late `since` it was compared: that may be held by this node alone. The
+    /// caller knows that it held everything up to there then. Takes a few seconds at most, whatever
+    /// the disk does. Not cancel safe between log and fence.
+    pub(crate) async fn certify(
+        &self,
+        horizon: Timestamp,
+        since: Timestamp,
+    ) -> Result<(), NotCertified> {
         let turn = tokio::time::timeout(TURN_WITHIN, self.certifying.lock()).await;
-        let Ok(_turn) = turn else { return Err(LogError::Overloaded) };
+        let Ok(_turn) = turn else { return Err(LogError::Overloaded.into()) };
         if horizon <= self.horizon() {
             return Ok(());
         }
         let before = self.fence.shut(horizon).await.map_err(hangs)?;
+        // Whatever was on its way in has arrived now.
+        if self.fence.last_late() >= Some(since) {
+            self.fence.open(before);
+            return Err(NotCertified::Disturbed);
+        }
         let record = [LogRecord::Horizon(horizon)];
         let Ok(logged) = tokio::time::timeout(CERTIFY_WITHIN, self.log.append(&record)).await
         else {
             // It may yet come into the log, so nothing that is older may come behind it.
-            return Err(LogError::Overloaded);
+            return Err(LogError::Overloaded.into());
         };
         if let Err(error) = logged {
             if !matches!(error, LogError::Failed(_)) {
                 self.fence.open(before);
             }
-            return Err(error);
+            return Err(error.into());
         }
         self.stamps.restore(horizon);
         self.fence.horizon().raise(horizon);
@@ -297,23 +323,9 @@ impl Replica {
     }
 
     async fn drop_tombstones(&self) {
-        let (store, through) = (Arc::clone(&self.store), self.horizon());
+        let through = self.horizon();
         if through > Timestamp::ZERO {
-            // A walk over all keys: too long for the threads that serve clients.
-            let walk = tokio::task::spawn_blocking(move || store.drop_tombstones(through));
-            self.fence.note_dropped(walk.await.unwrap_or_default());
-        }
-    }
-
-    /// Holds off a new horizon while entries of others are on their way in. Those of clients are
-    /// stamped a moment ago: no horizon comes near them.
-    async fn pass(
-        &self,
-        origin: Origin,
-    ) -> Result<Option<tokio::sync::RwLockReadGuard<'_, ()>>, LogError> {
-        match origin {
-            Origin::Client => Ok(None),
-            _ => self.fence.pass().await.map(Some).map_err(hangs),
+            self.fence.note_dropped(self.walks.drop_tombstones(&self.store, through).await);
         }
     }
 
@@ -342,9 +354,8 @@ impl Replica {
         };
         match merged {
             Merged::Applied { previous } => {
-                if origin != Origin::Client {
-                    self.fence.note_arrival(stamp, self.stamps.now());
-                }
+                // Of a client's write, too: the process may have stood still since it was stamped.
+                self.fence.note_arrival(stamp, self.stamps.now());
                 if origin == Origin::Sync {
                     self.entries_synced.fetch_add(1, Ordering::Relaxed);
                 }
@@ -389,7 +400,7 @@ mod tests {
     use super::*;
     use crate::app::fixture::{Fixture, NOW, TestNode, key, live, version};
     use crate::domain::{LATE_NS, NodeId, Value};
-    use crate::ports::{Certification, MockOpLog, NotCertified, RequestOptions, Verdict};
+    use crate::ports::{Certification, MockOpLog, RequestOptions, Verdict};
 
     fn certified(generation: u64, horizon: u64, age: Duration) -> Certification {
         Certification { horizon: Timestamp::from_nanos(horizon), generation, age }
@@ -452,6 +463,23 @@ mod tests {
         api.apply(vec![late], Origin::Replica).await.pop().unwrap().unwrap();
         let disturbed = api.fence(certified(1, 9, Duration::from_secs(60))).await;
         assert_eq!(disturbed, Err(NotCertified::Disturbed));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_on_its_way_in_late_keeps_a_node_from_being_certified() {
+        let mut fixture = Fixture::with_peers([2]);
+        fixture.log_delays.1 = Duration::from_secs(1);
+        let node = fixture.build();
+        let api = node.node.replica_api();
+        let late = KeyedEntry::new(key("late"), live(1, "v"));
+        let entering = api.apply(vec![late], Origin::Replica);
+        let certifying = async {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            api.fence(certified(1, 9, Duration::from_secs(60))).await
+        };
+        let (_, disturbed) = futures_util::future::join(entering, certifying).await;
+        assert_eq!(disturbed, Err(NotCertified::Disturbed));
+        assert_eq!(node.held("late"), Some(live(1, "v")));
     }
 
     #[tokio::test]

@@ -92,7 +92,7 @@ impl Collector {
         if refused > 0 && refused == proposal.members.len() {
             return;
         }
-        match self.replica.certify(proposal.horizon).await {
+        match self.replica.certify(proposal.horizon, proposal.since).await {
             Ok(()) => self.members.restate(),
             Err(error) => tracing::warn!(%error, "no tombstones forgotten"),
         }

@@ -117,13 +117,14 @@ impl Node {
             Arc::clone(&parts.clock),
             Arc::clone(&parts.log),
         ));
-        let replica = Arc::new(Replica::new(
+        let replica = Replica::new(
             Arc::clone(&parts.store),
             Arc::clone(&parts.log),
             Arc::clone(&stamps),
             Arc::clone(&hooks),
             Arc::clone(&stage),
-        ));
+        );
+        let replica = Arc::new(replica.walking(settings.walks));
         let members = Arc::new(Members::new(
             &settings.cluster,
             me.clone(),

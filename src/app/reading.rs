@@ -188,7 +188,10 @@ impl Reading {
 
     fn record(&mut self, (node, result): CopyReply) {
         match result {
-            Ok(copy) => self.quorum.record_reply(node, copy),
+            Ok(copy) => {
+                let copy = copy.filter(|copy| !self.reader.replica.is_ghost(&self.key, copy));
+                self.quorum.record_reply(node, copy);
+            }
             Err(error) => {
                 tracing::debug!(peer = %node, %error, "read not answered");
                 self.quorum.record_failure(node);
@@ -247,8 +250,9 @@ fn answer(newest: Option<&Entry>, required: Required, achieved: usize) -> Answer
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::app::fixture::{Fixture, TestNode, key, live, text, version};
-    use crate::ports::{RequestOptions, WriteReply};
+    use crate::app::fixture::{Fixture, NOW, TestNode, key, live, text, version};
+    use crate::domain::Timestamp;
+    use crate::ports::{Certification, Consistency, RequestOptions, WriteReply};
     use std::sync::Mutex;
 
     const SECOND: Duration = Duration::from_secs(1);
@@ -316,6 +320,31 @@ mod tests {
         node.node.finish().await;
         assert_eq!(node.held("k"), Some(removed.clone()));
         assert_eq!(*repairs.lock().unwrap(), vec![(3, removed)]);
+    }
+
+    /// A member that was away for long answers before it knows what was forgotten without it.
+    #[tokio::test(start_paused = true)]
+    async fn a_copy_of_a_key_that_was_removed_and_forgotten_is_no_copy() {
+        const H: u64 = NOW / 2;
+        let mut fixture = Fixture::with_peers([2]);
+        copies(&mut fixture, &[(2, Some(live(H, "ghost")))]);
+        let repairs = recorded_repairs(&mut fixture);
+        let node = fixture.build();
+        let horizon = Timestamp::from_nanos(H);
+        let certification = Certification { horizon, generation: 1, age: Duration::ZERO };
+        node.node.replica_api().fence(certification).await.unwrap();
+        for consistency in [Consistency::Default, Consistency::Confirmed] {
+            let quorum = Some("2".parse().unwrap());
+            let options = RequestOptions { quorum, consistency, ..RequestOptions::default() };
+            let answer = node.client().get(key("k"), options).await.unwrap();
+            assert_eq!((text(&answer), answer.verdict), (None, Verdict::Success));
+        }
+        // Of a key that this node holds, what is older than the horizon and not held is one, too.
+        node.hold("k", live(H - 2, "held"));
+        assert_eq!(text(&get(&node, "2").await), Some("held"));
+        node.node.finish().await;
+        assert_eq!(node.held("k"), Some(live(H - 2, "held")));
+        assert_eq!(*repairs.lock().unwrap(), vec![(2, live(H - 2, "held"))]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -127,9 +127,9 @@ impl Reconciler {
         if let (Ok(Some(began)), Some(generation)) = (&result, generation) {
             lock(&self.evidence).record(peer.id, EqualRound { generation, began: *began });
         }
-        if let (Ok(Some(_)), Some(horizon)) = (&result, beyond) {
+        if let (Ok(Some(began)), Some(horizon)) = (&result, beyond) {
             // It holds everything up to there, and this node holds the same.
-            let certified = self.sides.replica.certify(horizon).await;
+            let certified = self.sides.replica.certify(horizon, *began).await;
             certified.map_err(|error| PeerError::Rejected(error.to_string()))?;
             self.members.restate();
         }

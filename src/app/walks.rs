@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use crate::domain::{BucketSet, Key};
+use crate::domain::{BucketSet, Key, Timestamp};
 use crate::ports::Store;
 
 /// Where walks over all keys happen.
@@ -48,6 +48,22 @@ impl Walks {
             }
         }
     }
+
+    /// Drops the tombstones stamped up to `through`; how many those were. Cancel safe: they are
+    /// dropped all the same, or none is.
+    pub(crate) async fn drop_tombstones(self, store: &Arc<dyn Store>, through: Timestamp) -> u64 {
+        match self {
+            Self::Aside => {
+                let store = Arc::clone(store);
+                let walk = tokio::task::spawn_blocking(move || store.drop_tombstones(through));
+                walk.await.unwrap_or_default()
+            }
+            Self::InPlace => {
+                tokio::task::yield_now().await;
+                store.drop_tombstones(through)
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -55,23 +71,29 @@ mod tests {
     use super::*;
     use crate::ports::MockStore;
 
-    /// The thread on which a walk happened.
-    async fn walked_on(walks: Walks) -> std::thread::ThreadId {
-        let (sender, on) = std::sync::mpsc::sync_channel(1);
+    /// The threads on which the walks happened.
+    async fn walked_on(walks: Walks) -> [std::thread::ThreadId; 2] {
+        let (sender, on) = std::sync::mpsc::sync_channel(2);
         let mut store = MockStore::new();
+        let looked = sender.clone();
         store.expect_keys_in().returning(move |_| {
-            sender.send(std::thread::current().id()).unwrap();
+            looked.send(std::thread::current().id()).unwrap();
             vec![Key::new("k").unwrap()]
+        });
+        store.expect_drop_tombstones().returning(move |_| {
+            sender.send(std::thread::current().id()).unwrap();
+            3
         });
         let store: Arc<dyn Store> = Arc::new(store);
         assert_eq!(walks.keys_in(&store, BucketSet::all()).await, [Key::new("k").unwrap()]);
-        on.recv().unwrap()
+        assert_eq!(walks.drop_tombstones(&store, Timestamp::from_nanos(9)).await, 3);
+        [on.recv().unwrap(), on.recv().unwrap()]
     }
 
     #[tokio::test]
     async fn a_walk_leaves_the_threads_that_serve_alone_unless_it_is_to_happen_in_place() {
         let here = std::thread::current().id();
-        assert_ne!(walked_on(Walks::Aside).await, here);
-        assert_eq!(walked_on(Walks::InPlace).await, here);
+        assert!(walked_on(Walks::Aside).await.iter().all(|thread| *thread != here));
+        assert_eq!(walked_on(Walks::InPlace).await, [here; 2]);
     }
 }

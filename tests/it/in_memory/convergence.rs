@@ -5,6 +5,7 @@ use std::time::Duration;
 use lally::adapters::memory::MemoryNetwork;
 use lally::domain::{Entry, KeyedEntry, Liveness, NodeId, Timestamp, Value, Version};
 use lally::ports::{Origin, Verdict};
+use tokio::time::Instant;
 
 use super::nodes::{EPOCH, equal, eventually, named, three};
 
@@ -66,6 +67,23 @@ async fn what_a_coordinator_did_not_deliver_before_it_crashed_is_found_by_compar
     one.ready().await;
     equal(&[&one, &two, &three]).await;
     assert_eq!(three.own("k").as_deref(), Some("v"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_removal_that_only_one_member_logged_is_everywhere_once_it_is_back() {
+    let network = MemoryNetwork::new();
+    let (disks, [one, two, three]) = three(&network).await;
+    one.add("k", "v", "all").await.unwrap();
+    network.cut_off("node-1:1");
+    one.remove("k", "1").await.unwrap();
+    one.crash(&network);
+    network.heal();
+    let began = Instant::now();
+    let one = disks[0].start(&network, &[]).await;
+    one.ready().await;
+    assert!(began.elapsed() < Duration::from_secs(1), "{:?}", began.elapsed());
+    assert_eq!((two.own("k"), three.own("k")), (None, None));
+    assert!(two.digest() == one.digest() && three.digest() == one.digest());
 }
 
 #[tokio::test(start_paused = true)]

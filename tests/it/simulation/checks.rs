@@ -7,23 +7,27 @@ use lally::domain::{Content, Entry, Key, NodeId, Version};
 use lally::ports::Consistency;
 
 use super::history::{Evidence, FinalState, LATENESS, Op, OpKind, Outcome};
+use super::registers::keys_are_registers;
 
 /// A check, by name.
 pub type Check = (&'static str, fn(&Evidence) -> Vec<String>);
 
 /// All checks.
-pub const ALL: [Check; 11] = [
+pub const ALL: [Check; 14] = [
     ("all hold the same", replicas_are_equal),
     ("what the store holds, the log holds", stores_are_logged),
     ("no acknowledged write is missing", acknowledged_writes_are_present),
     ("what is held is the newest there is", the_newest_is_held),
+    ("what was forgotten stays away", the_forgotten_stays_away),
+    ("what is taken out is in quarantine", what_is_taken_out_is_in_quarantine),
     ("nothing is invented", nothing_is_invented),
     ("what was refused was not done", the_refused_is_not_done),
     ("reads see acknowledged writes", reads_see_acknowledged_writes),
     ("confirmed reads do not go back", confirmed_reads_do_not_go_back),
+    ("each key is a register", keys_are_registers),
     ("versions follow the order of writes", versions_follow_the_order_of_writes),
     ("a newcomer has what was acknowledged", newcomers_have_what_was_acknowledged),
-    ("no request is late", requests_are_in_time),
+    ("no bound is broken", bounds_hold),
 ];
 
 /// Equal digests, and the same entries.
@@ -68,14 +72,12 @@ pub fn stores_are_logged(evidence: &Evidence) -> Vec<String> {
 /// held it.
 pub fn acknowledged_writes_are_present(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
-    for op in &evidence.ops {
-        let Some(version) = evidence.acknowledged(op) else { continue };
-        if evidence.is_destroyed(&op.key, version) {
-            continue;
-        }
+    for (op, version) in acknowledged_writes(evidence) {
         for state in &evidence.finals {
             let held = state.entries.get(&op.key).map(|entry| entry.version);
-            if held < Some(version) {
+            let forgotten =
+                || held.is_none() && evidence.is_forgotten(&op.key, version, state.horizon);
+            if held < Some(version) && !forgotten() {
                 found.push(format!("site {} holds {held:?} after {op:?}", state.site));
             }
         }
@@ -103,6 +105,34 @@ pub fn the_newest_is_held(evidence: &Evidence) -> Vec<String> {
         }
     }
     found
+}
+
+/// No member holds a key longer that another one has forgotten as removed.
+pub fn the_forgotten_stays_away(evidence: &Evidence) -> Vec<String> {
+    let mut found = Vec::new();
+    // Who lost the removal may take the key over from a member that was away.
+    let states = evidence.finals.iter().filter(|_| !evidence.reckless);
+    let forgotten = states.flat_map(|state| state.forgotten.iter().map(move |f| (state.site, f)));
+    for (by, (key, removal)) in forgotten {
+        for state in &evidence.finals {
+            let back = state.entries.get(key).filter(|entry| entry.version < *removal);
+            let site = state.site;
+            found.extend(back.map(|back| {
+                format!("{key:?}, forgotten by site {by}, is back at {site}: {back:?}")
+            }));
+        }
+    }
+    found
+}
+
+/// What a node takes out, since it was removed and forgotten, people can look at.
+pub fn what_is_taken_out_is_in_quarantine(evidence: &Evidence) -> Vec<String> {
+    let is_value = |ghost: &&(Key, Version)| {
+        evidence.seen.get(*ghost).is_some_and(|seen| seen.content != Content::Tombstone)
+    };
+    let gone = evidence.expunged.iter().filter(is_value);
+    let gone = gone.filter(|ghost| !evidence.quarantined.contains(*ghost));
+    gone.map(|(key, version)| format!("{version:?} of {key:?} is gone")).collect()
 }
 
 /// Every value was written by somebody, to that key; every version was stamped once, by the node it
@@ -166,7 +196,7 @@ pub fn the_refused_is_not_done(evidence: &Evidence) -> Vec<String> {
 /// overlap among all replicas that counted meanwhile.
 pub fn reads_see_acknowledged_writes(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
-    for (write, version) in acknowledged_writes(evidence) {
+    for (write, version) in kept_writes(evidence) {
         for read in &evidence.ops {
             let Some(answer) = read.success().filter(|_| read.kind == OpKind::Get) else {
                 continue;
@@ -200,7 +230,8 @@ pub fn confirmed_reads_do_not_go_back(evidence: &Evidence) -> Vec<String> {
                 && second.invoked > first.returned
                 && !is_seen(evidence, second, shown, Version::new(seen, NodeId::new(0)));
             // A version may have been lost with its disks after it was read.
-            let lost = evidence.destroyed.iter().any(|lost| lost.key == first.key);
+            let mut lost = evidence.destroyed.iter().chain(&evidence.cut);
+            let lost = lost.any(|lost| lost.key == first.key);
             if went_back && !lost && overlap(evidence, first, second) {
                 found.push(format!("{second:?}\n    shows less than\n    {first:?}"));
             }
@@ -227,7 +258,7 @@ fn is_seen(
 /// A write that begins after another one of its key was acknowledged has a later version, if their
 /// quorums overlap or one node stamped both.
 pub fn versions_follow_the_order_of_writes(evidence: &Evidence) -> Vec<String> {
-    let writes: Vec<_> = acknowledged_writes(evidence).collect();
+    let writes: Vec<_> = kept_writes(evidence).collect();
     let mut found = Vec::new();
     for (first, before) in &writes {
         for (second, after) in &writes {
@@ -245,8 +276,11 @@ pub fn versions_follow_the_order_of_writes(evidence: &Evidence) -> Vec<String> {
 pub fn newcomers_have_what_was_acknowledged(evidence: &Evidence) -> Vec<String> {
     let mut found = Vec::new();
     for newcomer in &evidence.newcomers {
-        for (write, version) in acknowledged_writes(evidence) {
-            let lacks = newcomer.held.get(&write.key) < Some(&version);
+        for (write, version) in kept_writes(evidence) {
+            let held = newcomer.held.get(&write.key);
+            let forgotten =
+                || held.is_none() && evidence.is_forgotten(&write.key, version, newcomer.horizon);
+            let lacks = held < Some(&version) && !forgotten();
             let before = write.returned < newcomer.started;
             let required = write.success().map_or(0, |answer| answer.required as usize);
             let replicas = evidence.replicas_between(write.invoked, newcomer.counted);
@@ -258,18 +292,32 @@ pub fn newcomers_have_what_was_acknowledged(evidence: &Evidence) -> Vec<String> 
     found
 }
 
-/// No request takes longer than its timeout and a little more.
-pub fn requests_are_in_time(evidence: &Evidence) -> Vec<String> {
-    let late = |op: &&Op| op.returned > op.invoked + op.timeout + LATENESS;
+/// No request takes longer than its timeout and a little more, unless its node stood still; and nothing
+/// was found beyond its bound while it ran: hints, calls under way and their timeouts, versions ahead of
+/// the clock.
+pub fn bounds_hold(evidence: &Evidence) -> Vec<String> {
+    let late = |op: &&Op| {
+        let frozen = evidence.frozen_between(op.site, op.invoked, op.returned);
+        op.returned > op.invoked + op.timeout + LATENESS + frozen
+    };
     let late = evidence.ops.iter().filter(late).map(|op| format!("late: {op:?}"));
     late.chain(evidence.overruns.iter().cloned()).collect()
 }
 
-/// The writes that were acknowledged and not lost with their disks, with their versions.
+/// The writes that were acknowledged and neither lost with their disks nor given up with the only
+/// members that had them, with their versions.
 fn acknowledged_writes(evidence: &Evidence) -> impl Iterator<Item = (&Op, Version)> {
     let acknowledged = |op| Some((op, evidence.acknowledged(op)?));
     let all = evidence.ops.iter().filter_map(acknowledged);
-    all.filter(|(op, version)| !evidence.is_destroyed(&op.key, *version))
+    all.filter(|(op, version)| {
+        !evidence.is_destroyed(&op.key, *version) && !evidence.is_given_up(op, *version)
+    })
+}
+
+/// Those that whoever acknowledged them still has: a power cut may take the last of them from a
+/// member, which counts all the same.
+fn kept_writes(evidence: &Evidence) -> impl Iterator<Item = (&Op, Version)> {
+    acknowledged_writes(evidence).filter(|(op, version)| !evidence.is_cut(&op.key, *version))
 }
 
 /// Whether the quorums of two successful operations have a replica in common, which still has what

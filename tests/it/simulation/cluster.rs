@@ -5,14 +5,14 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use lally::adapters::memory::{MemoryQuarantine, MemoryStore};
+use lally::adapters::memory::MemoryStore;
 use lally::adapters::swim::{Swim, SwimOptions};
 use lally::app::{Identity, Node, NodeParts, NodeSettings, Walks};
 use lally::domain::{KeptData, NodeId, Phase, Start, Timestamp};
 use lally::ports::{ClientApi, Clock, PeerTransport};
 use tokio_util::sync::CancellationToken;
 
-use super::disk::Disk;
+use super::disk::{Disk, SimQuarantine};
 use super::history::{Destroyed, Newcomer, Op};
 use super::network::Network;
 use super::transport::SimTransport;
@@ -30,8 +30,31 @@ pub struct Cluster {
     /// Sites below this one and the others do not know of each other.
     apart: Mutex<Option<Site>>,
     /// Members may lose their data although another one has not recovered from that.
-    reckless: bool,
+    pub(super) reckless: bool,
     pub(super) max_hint_bytes: usize,
+    forgetfulness: Forgetfulness,
+}
+
+/// How soon removals are forgotten.
+#[derive(Debug, Clone, Copy)]
+struct Forgetfulness {
+    grace: Duration,
+    max_absence: Duration,
+}
+
+impl Forgetfulness {
+    /// Soon in part of the seeds, in part of those also without members that are away.
+    fn draw(world: &World) -> Self {
+        let day = Duration::from_secs(86_400);
+        let (mut grace, mut max_absence) = (day, day);
+        if world.chance(400) {
+            grace = world.millis(10_000..12_000);
+            if world.chance(600) {
+                max_absence = world.millis(500..6_000);
+            }
+        }
+        Self { grace, max_absence }
+    }
 }
 
 /// What is recorded while the nodes run.
@@ -40,18 +63,27 @@ pub struct Records {
     pub ops: Vec<Op>,
     pub replicas: Vec<(Duration, BTreeSet<Site>)>,
     pub destroyed: Vec<Destroyed>,
+    pub cut: Vec<Destroyed>,
+    pub frozen: Vec<(Site, Duration, Duration)>,
     pub newcomers: Vec<Newcomer>,
     pub overruns: Vec<String>,
+    /// Whether a node forgot a removal while things went wrong.
+    pub collected: bool,
 }
 
 /// A place for a node.
+#[expect(clippy::struct_excessive_bools, reason = "what happened to it, in any combination")]
 pub(super) struct Place {
     pub(super) disk: Disk,
     offset_ns: Arc<AtomicI64>,
     pub(super) running: Option<Arc<Running>>,
     leaving: bool,
+    /// Is there no more, and does not come back.
+    pub(super) gone: bool,
+    /// Who was there last.
+    pub(super) last_id: Option<NodeId>,
     /// Begins without the log it had.
-    fresh: bool,
+    pub(super) fresh: bool,
     /// Lost data, and has not been ready since.
     pub(super) recovering: bool,
     /// When it began without data, unless it has counted since.
@@ -71,6 +103,7 @@ pub struct Running {
 /// A clock that is off.
 struct SimClock {
     world: Arc<World>,
+    disk: Disk,
     offset_ns: Arc<AtomicI64>,
 }
 
@@ -78,15 +111,9 @@ impl Clock for SimClock {
     fn now(&self) -> Timestamp {
         let now = self.world.wall(self.offset_ns.load(Ordering::SeqCst));
         self.world.note_quietly(now.as_nanos());
+        self.disk.note_time(now);
         now
     }
-}
-
-/// What is lost of a disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Loss {
-    Everything,
-    Log,
 }
 
 impl Cluster {
@@ -100,6 +127,7 @@ impl Cluster {
             apart: Mutex::default(),
             reckless: world.chance(100),
             max_hint_bytes,
+            forgetfulness: Forgetfulness::draw(world),
         })
     }
 
@@ -113,6 +141,8 @@ impl Cluster {
             offset_ns,
             running: None,
             leaving: false,
+            gone: false,
+            last_id: None,
             fresh: false,
             recovering: false,
             empty_since: None,
@@ -137,7 +167,9 @@ impl Cluster {
     pub async fn start(self: &Arc<Self>, site: Site) {
         let (disk, offset_ns, fresh) = {
             let places = self.places();
-            let Some(place) = places.get(&site).filter(|p| p.running.is_none()) else { return };
+            let Some(place) = places.get(&site).filter(|p| p.running.is_none() && !p.gone) else {
+                return;
+            };
             (place.disk.clone(), Arc::clone(&place.offset_ns), place.fresh)
         };
         let others = self.sites().into_iter().filter(|other| *other != site);
@@ -145,6 +177,7 @@ impl Cluster {
             others.filter(|other| self.are_together(site, *other)).map(Network::addr).collect();
         let (world, life) = (&self.world, CancellationToken::new());
         let began = world.now();
+        world.thaw(site);
         let open = disk.open(world, site, &life);
         let new_id = NodeId::new(world.pick(1..u64::MAX));
         let data = if fresh { KeptData::None } else { KeptData::All };
@@ -162,8 +195,8 @@ impl Cluster {
             transport: Arc::clone(&transport),
             detector: Swim::start(&options, transport),
             book: open,
-            quarantine: Arc::new(MemoryQuarantine::default()),
-            clock: Arc::new(SimClock { world: Arc::clone(world), offset_ns }),
+            quarantine: Arc::new(SimQuarantine { world: Arc::clone(world), site }),
+            clock: Arc::new(SimClock { world: Arc::clone(world), disk: disk.clone(), offset_ns }),
             hooks: Vec::new(),
         };
         let node = Node::new(parts, settings, &book, start);
@@ -174,6 +207,7 @@ impl Cluster {
         let client = node.client_api();
         let running = Arc::new(Running { site, id: book.id, node, client, life, store });
         if let Some(place) = self.places().get_mut(&site) {
+            place.last_id = Some(running.id);
             place.running = Some(running);
             place.fresh = false;
             let kept = last_phase == Some(Phase::Whole) || last_phase == Some(Phase::Left);
@@ -189,6 +223,8 @@ impl Cluster {
             peer_timeout: Duration::from_secs(2),
             anti_entropy_interval: Duration::from_secs(4),
             max_hint_bytes: self.max_hint_bytes,
+            tombstone_grace: self.forgetfulness.grace,
+            max_absence: self.forgetfulness.max_absence,
             random_seed: self.world.pick(0..u64::MAX),
             walks: Walks::InPlace,
             ..NodeSettings::new("lally", &Network::addr(site), "none:1")
@@ -220,48 +256,32 @@ impl Cluster {
         boundary.is_none_or(|boundary| (one < boundary) == (other < boundary))
     }
 
+    /// Whether removals are soon forgotten.
+    pub fn forgets(&self) -> bool {
+        self.forgetfulness.grace < Duration::from_secs(60)
+    }
+
+    /// Whether removals are soon forgotten without members that are away.
+    pub fn goes_on_without(&self) -> bool {
+        self.forgetfulness.max_absence < self.forgetfulness.grace
+    }
+
     pub const fn is_reckless(&self) -> bool {
         self.reckless
     }
 
-    /// Takes the data of a node away, unless another one has not recovered from that yet.
-    pub fn wipe(&self, site: Site, loss: Loss) {
-        let nobody_recovers = self.places().values().all(|place| !place.recovering);
-        if !nobody_recovers && !self.reckless {
+    /// Has a node compact its log. Returns at once.
+    pub fn compact(self: &Arc<Self>, site: Site) {
+        let Some(running) = self.places().get(&site).and_then(|place| place.running.clone()) else {
             return;
-        }
-        self.crash(site);
-        self.record_destroyed(site);
-        self.world.note("wiped", site, site, Detail::Text(format!("{loss:?}")));
-        let mut places = self.places();
-        let Some(place) = places.get_mut(&site) else { return };
-        place.recovering = true;
-        match loss {
-            Loss::Everything => place.disk = Disk::default(),
-            Loss::Log => {
-                place.disk.lose_log();
-                place.fresh = true;
-            }
-        }
-    }
-
-    /// Notes which versions are on no other disk.
-    fn record_destroyed(&self, site: Site) {
-        let places = self.places();
-        let Some(lost) = places.get(&site).map(|place| place.disk.newest()) else { return };
-        let others: Vec<_> = places
-            .iter()
-            .filter(|(other, _)| **other != site)
-            .map(|(_, place)| place.disk.newest())
-            .collect();
-        for (key, entry) in lost {
-            let kept = others.iter().filter_map(|disk| disk.get(&key)).map(|kept| kept.version);
-            let above = kept.max();
-            if above < Some(entry.version) {
-                let destroyed = Destroyed { key, above, up_to: entry.version };
-                self.records().destroyed.push(destroyed);
-            }
-        }
+        };
+        self.world.note("compacts", site, site, Detail::Nothing);
+        let this = Arc::clone(self);
+        spawn(async move {
+            // Refused while the node joins or stops; a crash cuts it off.
+            let compacting = running.node.client_api();
+            this.world.held(running.site, compacting.compact_log()).await.ok();
+        });
     }
 
     /// Stops a node gracefully. Returns at once.
@@ -276,7 +296,7 @@ impl Cluster {
         self.world.note("leaves", site, site, Detail::Nothing);
         let this = Arc::clone(self);
         spawn(async move {
-            running.node.leave().await;
+            this.world.held(running.site, running.node.leave()).await;
             if running.life.is_cancelled() {
                 return;
             }
@@ -289,6 +309,10 @@ impl Cluster {
             {
                 place.running = None;
                 place.leaving = false;
+            }
+            if this.is_gone(running.site) {
+                // What it could not deliver is lost with it.
+                this.record_destroyed(running.site);
             }
         });
     }
@@ -323,6 +347,10 @@ impl Cluster {
 
     pub fn records(&self) -> MutexGuard<'_, Records> {
         self.records.lock().unwrap()
+    }
+
+    pub fn is_gone(&self, site: Site) -> bool {
+        self.places().get(&site).is_some_and(|place| place.gone)
     }
 
     pub fn is_up(&self, site: Site) -> bool {

@@ -2,18 +2,18 @@
 //!
 //! Under the policy `always` an append returns when it is synced; what a crash or a power cut finds
 //! unsynced may be gone, from any place on. Under `everysec` an append returns when the operating
-//! system has it: a crash of the process loses nothing, and power cuts are not simulated, since then
-//! acknowledged writes may be lost.
+//! system has it: a crash of the process loses nothing, a power cut what came in the last two seconds,
+//! from any place on.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use lally::domain::{Entry, Key};
+use lally::domain::{Entry, Key, KeyedEntry, Timestamp, Version};
 use lally::ports::{
-    Book, BookError, Compacted, LogError, LogRecord, LogStats, MemberBook, OpLog, ReplayVisitor,
-    Replayed, SnapshotSource,
+    Book, BookError, Compacted, LogError, LogRecord, LogStats, MemberBook, OpLog, Quarantine,
+    QuarantineError, ReplayVisitor, Replayed, SnapshotSource,
 };
 use tokio_util::sync::CancellationToken;
 
@@ -23,13 +23,76 @@ use super::world::{Detail, Site, World};
 #[derive(Clone, Default)]
 pub struct Disk(Arc<Mutex<Contents>>);
 
+/// How far ahead of everything that a node's clock ever said an entry may be that it takes in: the
+/// drift that is allowed, and the little by which a node that restarts may be ahead itself.
+const MAX_AHEAD_NS: u64 = 600_000_000;
+
+/// What a power cut may take under `everysec`: a sync every second, and one that takes as long.
+const UNSYNCED: Duration = Duration::from_secs(2);
+
 #[derive(Default)]
 struct Contents {
     records: Vec<LogRecord>,
+    /// When each of them was appended.
+    appended: Vec<Duration>,
     /// How many of them are synced.
     synced: usize,
     book: Option<Book>,
     full: bool,
+    /// The latest that the clock beside this disk ever said.
+    latest: Timestamp,
+}
+
+impl Contents {
+    /// Only this many records are left.
+    fn cut(&mut self, left: usize) {
+        self.records.truncate(left);
+        self.appended.truncate(left);
+        self.synced = left;
+    }
+}
+
+/// What a log says.
+#[derive(Debug, Clone, Default)]
+pub struct Kept {
+    /// The newest entry of every key, tombstones that may be forgotten included.
+    pub newest: BTreeMap<Key, Entry>,
+    /// Up to where they may be.
+    pub horizon: Timestamp,
+}
+
+impl Kept {
+    fn read(&mut self, record: &LogRecord) {
+        match record {
+            LogRecord::Write(write) => match self.newest.get(&write.key) {
+                Some(held) if held.supersedes(&write.entry) => {}
+                _ => drop(self.newest.insert(write.key.clone(), write.entry.clone())),
+            },
+            LogRecord::Expunged { key, version } => {
+                if self.newest.get(key).is_some_and(|held| held.version == *version) {
+                    self.newest.remove(key);
+                }
+            }
+            LogRecord::Horizon(reached) => self.horizon = self.horizon.max(*reached),
+            LogRecord::ClockBound(_) => {}
+        }
+    }
+
+    /// What a node holds that reads this log.
+    pub fn held(&self) -> BTreeMap<Key, Entry> {
+        let held = self.newest.iter().filter(|(_, entry)| !self.is_forgotten(entry));
+        held.map(|(key, entry)| (key.clone(), entry.clone())).collect()
+    }
+
+    /// The tombstones that it forgets.
+    pub fn forgotten(&self) -> BTreeMap<Key, Version> {
+        let forgotten = self.newest.iter().filter(|(_, entry)| self.is_forgotten(entry));
+        forgotten.map(|(key, entry)| (key.clone(), entry.version)).collect()
+    }
+
+    fn is_forgotten(&self, entry: &Entry) -> bool {
+        entry.is_tombstone() && entry.version.timestamp <= self.horizon
+    }
 }
 
 impl Disk {
@@ -38,34 +101,42 @@ impl Disk {
         let mut contents = self.contents();
         let (synced, written) = (contents.synced as u64, contents.records.len() as u64);
         let left = world.pick(synced..written + 1);
-        contents.records.truncate(usize::try_from(left).unwrap());
-        contents.synced = contents.records.len();
+        contents.cut(usize::try_from(left).unwrap());
+    }
+
+    /// A power cut under `everysec`, where the operating system has what is not on the disk.
+    pub fn lose_power(&self, world: &World) {
+        let mut contents = self.contents();
+        let since = world.now().saturating_sub(UNSYNCED);
+        let certain = contents.appended.partition_point(|at| *at <= since) as u64;
+        let left = world.pick(certain..contents.records.len() as u64 + 1);
+        contents.cut(usize::try_from(left).unwrap());
     }
 
     /// The log is lost, the book is not.
     pub fn lose_log(&self) {
         let mut contents = self.contents();
-        contents.records.clear();
-        contents.synced = 0;
+        contents.cut(0);
+    }
+
+    /// The clock beside this disk says that it is now.
+    pub fn note_time(&self, now: Timestamp) {
+        let mut contents = self.contents();
+        contents.latest = contents.latest.max(now);
     }
 
     pub fn set_full(&self, full: bool) {
         self.contents().full = full;
     }
 
-    /// The newest entry of every key that is certainly on this disk.
-    pub fn newest(&self) -> BTreeMap<Key, Entry> {
+    /// What is certainly on this disk.
+    pub fn kept(&self) -> Kept {
         let contents = self.contents();
-        let mut newest: BTreeMap<Key, Entry> = BTreeMap::new();
+        let mut kept = Kept::default();
         for record in contents.records.iter().take(contents.synced) {
-            if let LogRecord::Write(write) = record {
-                match newest.get(&write.key) {
-                    Some(held) if held.supersedes(&write.entry) => {}
-                    _ => drop(newest.insert(write.key.clone(), write.entry.clone())),
-                }
-            }
+            kept.read(record);
         }
-        newest
+        kept
     }
 
     /// The disk as one life of a node uses it.
@@ -108,6 +179,15 @@ impl OpenDisk {
         }
     }
 
+    /// No version enters a node that is further ahead than the drift that is allowed.
+    fn check_time(&self, write: &KeyedEntry) {
+        let ahead = write.entry.version.timestamp.nanos_after(self.disk.contents().latest);
+        if ahead > MAX_AHEAD_NS {
+            let (site, ahead) = (self.site, ahead / 1_000_000);
+            self.world.overrun(format!("site {site} takes in what is {ahead} ms ahead: {write:?}"));
+        }
+    }
+
     /// How long this disk takes for an append.
     fn delay(&self) -> Duration {
         if !self.world.always_syncs {
@@ -130,6 +210,7 @@ impl OpLog for OpenDisk {
     }
 
     async fn append(&self, records: &[LogRecord]) -> Result<(), LogError> {
+        self.world.thawed(self.site).await;
         self.alive().await;
         {
             let mut state = self.life_state.lock().unwrap();
@@ -145,6 +226,8 @@ impl OpLog for OpenDisk {
                 return Err(LogError::DiskFull);
             }
             contents.records.extend_from_slice(records);
+            let end = contents.records.len();
+            contents.appended.resize(end, self.world.now());
             if !self.world.always_syncs {
                 contents.synced = contents.records.len();
             }
@@ -152,14 +235,19 @@ impl OpLog for OpenDisk {
         };
         for record in records {
             if let LogRecord::Write(write) = record {
+                self.check_time(write);
                 self.world.saw(write);
                 self.world.note("logs", self.site, self.site, Detail::Entry(write.clone()));
+            }
+            if let LogRecord::Expunged { key, version } = record {
+                self.world.expunged(key, *version);
             }
         }
         let delay = self.delay();
         if !delay.is_zero() {
             tokio::time::sleep(delay).await;
         }
+        self.world.thawed(self.site).await;
         self.alive().await;
         let mut contents = self.disk.contents();
         contents.synced = contents.synced.max(end);
@@ -214,11 +302,34 @@ impl MemberBook for OpenDisk {
     }
 
     async fn save(&self, book: &Book) -> Result<(), BookError> {
+        self.world.thawed(self.site).await;
         self.alive().await;
         tokio::time::sleep(self.world.millis(1..4)).await;
         // A crash in the middle leaves the old book.
         self.alive().await;
         self.disk.contents().book = Some(book.clone());
         Ok(())
+    }
+}
+
+/// What nodes found to be of keys removed and forgotten; it is never lost.
+pub struct SimQuarantine {
+    pub world: Arc<World>,
+    pub site: Site,
+}
+
+#[async_trait]
+impl Quarantine for SimQuarantine {
+    async fn keep(
+        &self,
+        entries: &[KeyedEntry],
+        _now: Timestamp,
+        _reason: &str,
+    ) -> Result<String, QuarantineError> {
+        tokio::time::sleep(self.world.millis(1..4)).await;
+        for ghost in entries {
+            self.world.quarantined(self.site, ghost);
+        }
+        Ok("there".into())
     }
 }

@@ -88,6 +88,8 @@ fn all_hold(evidence: &mut Evidence, entry: &Entry) {
         digest: Digest::from_u64(7),
         entries: entries.clone(),
         logged: entries.clone(),
+        horizon: Timestamp::ZERO,
+        forgotten: BTreeMap::new(),
     };
     evidence.finals = (0..3).map(state).collect();
 }
@@ -252,19 +254,118 @@ fn a_later_write_with_an_earlier_version_is_rejected() {
 fn a_newcomer_that_counts_without_what_a_majority_acknowledged_is_rejected() {
     let mut evidence = right();
     let held = BTreeMap::from([(key(), version(10, 0))]);
-    let newcomer = Newcomer { site: 2, started: ms(26), counted: ms(40), held };
+    let newcomer =
+        Newcomer { site: 2, started: ms(26), counted: ms(40), held, horizon: Timestamp::ZERO };
     evidence.newcomers = vec![newcomer];
     assert_eq!(rejected_by(&evidence), ["a newcomer has what was acknowledged"]);
     evidence.newcomers[0].started = ms(24);
     assert_eq!(rejected_by(&evidence), Vec::<&str>::new());
 }
 
+/// All have removed the key, and forgotten that.
+fn forgotten() -> Evidence {
+    let mut evidence = removed();
+    for state in &mut evidence.finals {
+        state.entries.clear();
+        state.logged.clear();
+        state.horizon = Timestamp::from_nanos(40);
+        state.forgotten = BTreeMap::from([(key(), version(40, 2))]);
+    }
+    evidence
+}
+
+#[test]
+fn a_key_that_was_removed_and_forgotten_may_be_nowhere_but_one_that_was_not_may_not() {
+    assert_eq!(rejected_by(&forgotten()), Vec::<&str>::new());
+    let mut too_early = forgotten();
+    for state in &mut too_early.finals {
+        state.horizon = Timestamp::from_nanos(39);
+    }
+    assert_eq!(rejected_by(&too_early), ["no acknowledged write is missing"]);
+    let mut added_since = forgotten();
+    added_since.ops.push(add(50, 0, 50, "c"));
+    see(&mut added_since, &live(50, 0, "c"), 51);
+    assert_eq!(rejected_by(&added_since), ["no acknowledged write is missing"]);
+}
+
+#[test]
+fn a_forgotten_key_that_is_back_is_rejected() {
+    let mut evidence = forgotten();
+    // Nobody acknowledged the removal.
+    evidence.ops[3].outcome = Outcome::Unknown;
+    for state in &mut evidence.finals {
+        state.entries = BTreeMap::from([(key(), live(20, 1, "b"))]);
+        state.logged = state.entries.clone();
+    }
+    assert_eq!(rejected_by(&evidence), ["what was forgotten stays away"]);
+}
+
+#[test]
+fn a_value_that_is_taken_out_without_quarantine_is_rejected() {
+    let mut evidence = forgotten();
+    evidence.expunged = BTreeSet::from([(key(), version(20, 1)), (key(), version(40, 2))]);
+    assert_eq!(rejected_by(&evidence), ["what is taken out is in quarantine"]);
+    evidence.quarantined = BTreeSet::from([(key(), version(20, 1))]);
+    assert_eq!(rejected_by(&evidence), Vec::<&str>::new());
+}
+
+/// The only node that had it was away for too long.
+#[test]
+fn a_write_that_is_given_up_is_rejected_if_a_majority_acknowledged_it() {
+    let mut evidence = right();
+    all_hold(&mut evidence, &live(10, 0, "a"));
+    evidence.ops.truncate(2);
+    evidence.expunged = BTreeSet::from([(key(), version(20, 1))]);
+    evidence.quarantined = evidence.expunged.clone();
+    assert_eq!(rejected_by(&evidence), ["no acknowledged write is missing"]);
+    let Outcome::Answered(answer) = &mut evidence.ops[1].outcome else { panic!() };
+    (answer.required, answer.achieved) = (1, 1);
+    assert_eq!(rejected_by(&evidence), Vec::<&str>::new());
+}
+
+#[test]
+fn a_copy_that_was_lost_with_the_power_may_be_unseen_but_not_lost() {
+    let mut evidence = right();
+    evidence.ops[2] = get(30, Some((10, "a")));
+    evidence.cut = vec![Destroyed { key: key(), above: None, up_to: version(20, 1) }];
+    assert_eq!(rejected_by(&evidence), Vec::<&str>::new());
+    all_hold(&mut evidence, &live(10, 0, "a"));
+    assert_eq!(rejected_by(&evidence), ["no acknowledged write is missing"]);
+}
+
+#[test]
+fn a_key_that_is_no_register_is_rejected() {
+    let confirmed = |began, shown| {
+        let consistency = Consistency::Confirmed;
+        Op { consistency, ..get(began, shown) }
+    };
+    let mut evidence = right();
+    evidence.ops[2] = confirmed(30, Some((20, "b")));
+    assert_eq!(rejected_by(&evidence), Vec::<&str>::new());
+    // A write that began after another one had ended, and lost against it.
+    let mut lost = right();
+    lost.ops[1] = add(5, 1, 20, "b");
+    lost.ops[2] = confirmed(30, Some((10, "a")));
+    lost.seen.remove(&(key(), version(20, 1)));
+    see(&mut lost, &live(5, 1, "b"), 21);
+    all_hold(&mut lost, &live(10, 0, "a"));
+    assert!(rejected_by(&lost).contains(&"each key is a register"));
+    // By less than a majority it may.
+    let Outcome::Answered(answer) = &mut lost.ops[1].outcome else { panic!() };
+    (answer.required, answer.achieved) = (1, 1);
+    assert!(!rejected_by(&lost).contains(&"each key is a register"));
+}
+
 #[test]
 fn a_request_that_is_late_and_a_bound_that_was_broken_are_rejected() {
     let mut late = right();
     late.ops[2].returned = ms(30 + 1_251);
-    assert_eq!(rejected_by(&late), ["no request is late"]);
+    assert_eq!(rejected_by(&late), ["no bound is broken"]);
+    late.frozen = vec![(2, ms(100), ms(101))];
+    assert_eq!(rejected_by(&late), Vec::<&str>::new(), "its node was frozen for so long");
+    late.frozen = vec![(1, ms(100), ms(101))];
+    assert_eq!(rejected_by(&late), ["no bound is broken"]);
     let mut overrun = right();
     overrun.overruns.push("too many hints".into());
-    assert_eq!(rejected_by(&overrun), ["no request is late"]);
+    assert_eq!(rejected_by(&overrun), ["no bound is broken"]);
 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use lally::domain::{Digest, Entry, Key, NodeId, QuorumSpec, Version};
+use lally::domain::{Content, Digest, Entry, Key, NodeId, QuorumSpec, Timestamp, Version};
 use lally::ports::{Answer, ClientError, Consistency, Verdict};
 
 use super::world::{Seen, Site};
@@ -25,8 +25,18 @@ pub struct Evidence {
     pub newcomers: Vec<Newcomer>,
     /// What the nodes hold in the end.
     pub finals: Vec<FinalState>,
+    /// Versions that a node took out, as of keys removed and forgotten.
+    pub expunged: BTreeSet<(Key, Version)>,
+    /// Versions that were put into quarantine.
+    pub quarantined: BTreeSet<(Key, Version)>,
+    /// Whether a node forgot a removal while things went wrong.
+    pub collected: bool,
     /// Whether several members may have lost their data at a time.
     pub reckless: bool,
+    /// Copies that nodes acknowledged and lost with the power.
+    pub cut: Vec<Destroyed>,
+    /// When which processes were frozen, from and to.
+    pub frozen: Vec<(Site, Duration, Duration)>,
     /// Bounds that did not hold while it ran.
     pub overruns: Vec<String>,
 }
@@ -66,8 +76,8 @@ pub enum Outcome {
     Unknown,
 }
 
-/// Versions of a key that were on no disk any more when one was lost: those above the first and up
-/// to the second.
+/// Versions of a key that were on no disk any more when one was lost, or not on one: those above the
+/// first and up to the second.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destroyed {
     pub key: Key,
@@ -82,6 +92,7 @@ pub struct Newcomer {
     pub started: Duration,
     pub counted: Duration,
     pub held: BTreeMap<Key, Version>,
+    pub horizon: Timestamp,
 }
 
 /// A node at the end.
@@ -90,8 +101,12 @@ pub struct FinalState {
     pub site: Site,
     pub digest: Digest,
     pub entries: BTreeMap<Key, Entry>,
-    /// The newest entries in its log.
+    /// What it would hold if it read its log.
     pub logged: BTreeMap<Key, Entry>,
+    /// Up to where it is certified.
+    pub horizon: Timestamp,
+    /// The tombstones that it forgot.
+    pub forgotten: BTreeMap<Key, Version>,
 }
 
 impl Op {
@@ -113,7 +128,7 @@ impl Op {
 }
 
 /// How long a removal may go on after an answer that was no success.
-const GOES_ON: Duration = Duration::from_secs(10);
+pub const GOES_ON: Duration = Duration::from_secs(10);
 
 /// Whether two are removals of one key through one node at the same time.
 fn works_on_too(other: &Op, op: &Op) -> bool {
@@ -141,7 +156,7 @@ impl Evidence {
         let of_key = self.seen.iter().filter(|((key, version), seen)| {
             *key == op.key
                 && version.node == op.node
-                && seen.content == lally::domain::Content::Tombstone
+                && seen.content == Content::Tombstone
                 && in_time(seen)
         });
         of_key.map(|((_, version), _)| *version).max()
@@ -152,6 +167,37 @@ impl Evidence {
         self.destroyed
             .iter()
             .any(|lost| lost.key == *key && Some(version) > lost.above && version <= lost.up_to)
+    }
+
+    /// Whether a node lost its copy of this version with the power.
+    pub fn is_cut(&self, key: &Key, version: Version) -> bool {
+        self.cut
+            .iter()
+            .any(|lost| lost.key == *key && Some(version) > lost.above && version <= lost.up_to)
+    }
+
+    /// How long the process at a site was frozen between these two.
+    pub fn frozen_between(&self, site: Site, from: Duration, to: Duration) -> Duration {
+        let there = self.frozen.iter().filter(|(frozen, ..)| *frozen == site);
+        there.map(|(_, began, ended)| to.min(*ended).saturating_sub(from.max(*began))).sum()
+    }
+
+    /// Whether who is certified up to `horizon`, and holds nothing of a key, may have held this
+    /// version or a later one: it was removed, and that is forgotten.
+    pub fn is_forgotten(&self, key: &Key, version: Version, horizon: Timestamp) -> bool {
+        let later = self.seen.range((key.clone(), version)..);
+        let mut of_key = later.take_while(|((other, _), _)| other == key);
+        of_key.any(|((_, later), seen)| {
+            seen.content == Content::Tombstone && later.timestamp <= horizon
+        })
+    }
+
+    /// Whether a write was given up with a member that was away for longer than the longest absence:
+    /// it is in quarantine (a removal is nowhere). One that a majority acknowledged cannot be.
+    pub fn is_given_up(&self, op: &Op, version: Version) -> bool {
+        let required = op.success().map_or(0, |answer| answer.required as usize);
+        self.expunged.contains(&(op.key.clone(), version))
+            && 2 * required <= self.replicas_between(op.invoked, op.returned)
     }
 
     /// How many sites had copies that counted at some time between these two.

@@ -10,7 +10,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 /// Most operations of one key at a time; the set of those that took effect is a bitmap.
-const WINDOW: usize = 128;
+pub const WINDOW: usize = 128;
 
 /// An operation on a register.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -6,6 +6,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use super::registers::registers;
 use super::runner::{self, Failed, Passed};
 use super::world::TAIL;
 
@@ -26,7 +27,14 @@ pub fn number(variable: &str) -> Option<u64> {
 struct Tally {
     ops: u64,
     acknowledged: u64,
-    slowest: Duration,
+    /// The longest until all was settled, and of which seed.
+    slowest: (Duration, u64),
+    /// Seeds in which a removal was forgotten while things went wrong.
+    collected: u64,
+    /// Seeds in which something came into quarantine.
+    quarantined: u64,
+    /// Operations of which it was decided whether their keys were registers.
+    steps: usize,
     failed: Vec<Failed>,
 }
 
@@ -36,13 +44,33 @@ impl Tally {
             Ok(passed) => {
                 self.ops += passed.ops as u64;
                 self.acknowledged += passed.acknowledged as u64;
-                self.slowest = self.slowest.max(passed.settled_after);
+                self.collected += u64::from(passed.evidence.collected);
+                let registers = registers(&passed.evidence);
+                self.steps += registers.values().map(Vec::len).sum::<usize>();
+                self.quarantined += u64::from(!passed.evidence.quarantined.is_empty());
+                self.slowest = self.slowest.max((passed.settled_after, passed.seed));
             }
             Err(failed) => {
                 eprintln!("seed {} failed: {}", failed.seed, failed.what.join("\n    "));
                 self.failed.push(failed);
             }
         }
+    }
+
+    /// What happened, one thing a line.
+    fn summary(&self, first: u64, seeds: u64) -> String {
+        let mut text = String::new();
+        let mut line = |what: &str, value: String| writeln!(text, "- {what}: {value}").unwrap();
+        line("seeds", format!("{first} to {}", first + seeds - 1));
+        line("failed", format!("{} {:?}", self.failed.len(), self.seeds()));
+        line("operations of clients", self.ops.to_string());
+        line("acknowledged with their quorum", self.acknowledged.to_string());
+        line("of those decided to be of registers", self.steps.to_string());
+        line("seeds in which removals were forgotten among faults", self.collected.to_string());
+        line("seeds in which something came into quarantine", self.quarantined.to_string());
+        let (slowest, seed) = (self.slowest.0.as_secs_f64(), self.slowest.1);
+        line("longest until all was settled", format!("{slowest:.1} s, simulated (seed {seed})"));
+        text
     }
 
     fn seeds(&self) -> Vec<u64> {
@@ -80,28 +108,21 @@ fn many_seeds() {
     let first = number("LALLY_SIM_FIRST").unwrap_or(1);
     let seeds = number("LALLY_SIM_SEEDS").unwrap_or(SEEDS);
     let tally = run_all(first, seeds);
+    eprintln!("{}", tally.summary(first, seeds));
     if let Ok(file) = std::env::var("LALLY_SIM_RESULT") {
-        write_result(Path::new(&file), first, seeds, &tally);
+        let file = Path::new(&file);
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(file, format!("# Simulation\n\n{}", tally.summary(first, seeds))).unwrap();
     }
     assert!(tally.acknowledged > seeds * 50, "clients got hardly anything done");
+    assert!(tally.steps as u64 > seeds * 20, "hardly any key was judged as a register");
+    if seeds >= 100 {
+        assert!(tally.collected > 0, "no removal was forgotten: nothing was checked about that");
+        assert!(tally.quarantined > 0, "nothing came into quarantine: likewise");
+    }
     if let Some(failed) = tally.failed.first() {
         panic!("{}\nfailed: {:?}", failed.report(), tally.seeds());
     }
-}
-
-fn write_result(file: &Path, first: u64, seeds: u64, tally: &Tally) {
-    let mut text = String::from("# Simulation\n\n");
-    let mut line = |what: &str, value: String| writeln!(text, "- {what}: {value}").unwrap();
-    line("seeds", format!("{first} to {}", first + seeds - 1));
-    line("failed", format!("{} {:?}", tally.failed.len(), tally.seeds()));
-    line("operations of clients", tally.ops.to_string());
-    line("acknowledged with their quorum", tally.acknowledged.to_string());
-    line(
-        "longest until all was settled",
-        format!("{:.1} s, simulated", tally.slowest.as_secs_f64()),
-    );
-    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-    std::fs::write(file, text).unwrap();
 }
 
 /// With `LALLY_SIM_SEED`: that one, told in full if it fails.

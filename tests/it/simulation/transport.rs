@@ -3,7 +3,8 @@
 //! A request that was sent goes on whatever becomes of its caller. A reply that is lost leaves the
 //! caller waiting until its timeout; a request that is lost is told as unreachable, or not at all.
 
-use std::sync::Arc;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -23,6 +24,13 @@ use super::network::{Leg, Network};
 use super::streams::SimStream;
 use super::world::{Detail, Site, spawn};
 
+/// The longest that a node may wait for a reply: for a member that certifies itself.
+const LONGEST_WAIT: Duration = Duration::from_secs(10);
+
+/// Calls to one site that a node may have under way at a time. The clients of this world can cause
+/// some three hundred, hints sixty-four.
+const MAX_CALLS: usize = 500;
+
 /// A stream that does not begin within this time has timed out.
 const PULL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -32,6 +40,8 @@ pub struct SimTransport {
     network: Network,
     from: Site,
     life: CancellationToken,
+    /// Calls under way, by the site called.
+    calls: Mutex<BTreeMap<Site, Arc<()>>>,
 }
 
 /// What the peer is to do; a duplicate has it done twice.
@@ -55,7 +65,18 @@ impl<T> Clone for Call<T> {
 
 impl SimTransport {
     pub fn new(network: &Network, from: Site, life: &CancellationToken) -> Arc<Self> {
-        Arc::new(Self { network: network.clone(), from, life: life.clone() })
+        let calls = Mutex::default();
+        Arc::new(Self { network: network.clone(), from, life: life.clone(), calls })
+    }
+
+    /// One more call is under way to a site, for as long as this is kept.
+    fn under_way(&self, to: Site) -> Arc<()> {
+        let mut calls = self.calls.lock().unwrap();
+        let call = Arc::clone(calls.entry(to).or_default());
+        if Arc::strong_count(&call) > MAX_CALLS {
+            self.network.world.overrun(format!("{} has more calls to {to} than it may", self.from));
+        }
+        call
     }
 
     async fn call<T: Send + 'static>(
@@ -68,6 +89,12 @@ impl SimTransport {
             std::future::pending::<()>().await;
         }
         self.network.world.note(call.what, self.from, call.to, detail);
+        self.network.world.thawed(self.from).await;
+        if timeout > LONGEST_WAIT {
+            let what = format!("site {} waits {timeout:?} for {}", self.from, call.what);
+            self.network.world.overrun(what);
+        }
+        let _under_way = self.under_way(call.to);
         let (reply, answered) = oneshot::channel();
         let began = Instant::now();
         let expected = call.expected;
@@ -80,6 +107,7 @@ impl SimTransport {
         };
         let answer =
             tokio::time::timeout(timeout, answer).await.unwrap_or(Err(PeerError::TimedOut));
+        self.network.world.thawed(self.from).await;
         if self.life.is_cancelled() {
             std::future::pending::<()>().await;
         }
@@ -140,7 +168,7 @@ async fn carry<T: Send + 'static>(
     if world.chance(noise.duplicates) {
         spawn(repeat(network.clone(), from, call.clone()));
     }
-    let served = (call.work)(Arc::clone(&node.replica)).await;
+    let served = world.held(to, (call.work)(Arc::clone(&node.replica))).await;
     if network.attached(to).map(|now| now.life) != Some(node.life) {
         reply.send(Err(PeerError::TimedOut)).ok();
         return;
@@ -164,7 +192,7 @@ async fn repeat<T: Send + 'static>(network: Network, from: Site, call: Call<T>) 
         .filter(|node| call.expected.is_none_or(|expected| expected == node.id));
     if let Some(node) = node {
         network.world.note("duplicate", from, call.to, Detail::Text(call.what.into()));
-        drop((call.work)(node.replica).await);
+        drop(network.world.held(call.to, (call.work)(node.replica)).await);
     }
 }
 

@@ -18,7 +18,9 @@ impl Cluster {
     pub fn look(&self) {
         let mut counting = BTreeSet::new();
         let mut overruns = Vec::new();
+        let mut collected = false;
         for running in self.running() {
+            collected |= running.client.stats().tombstones_dropped > 0;
             let status = running.client.cluster();
             if status.node.member.phase == Phase::Whole {
                 self.note_newcomer(&running);
@@ -40,6 +42,7 @@ impl Cluster {
             records.replicas.push((self.world.now(), counting));
         }
         records.overruns.extend(overruns);
+        records.collected |= collected;
     }
 
     /// Records what a node holds that began empty and counts from now on.
@@ -49,14 +52,15 @@ impl Cluster {
         let Some(started) = place.empty_since.take() else { return };
         let held = entries(&running.store).into_iter().map(|(key, entry)| (key, entry.version));
         let (site, counted) = (running.site, self.world.now());
-        let newcomer = Newcomer { site, started, counted, held: held.collect() };
+        let horizon = running.client.cluster().horizon.unwrap_or_default();
+        let newcomer = Newcomer { site, started, counted, held: held.collect(), horizon };
         self.records().newcomers.push(newcomer);
     }
 
     /// Why the cluster is not what it has to become when nothing is wrong.
     pub fn unsettled(&self) -> Option<String> {
         let running = self.running();
-        if running.len() != self.sites().len() {
+        if running.len() != self.sites().into_iter().filter(|site| !self.is_gone(*site)).count() {
             return Some("not every node runs".into());
         }
         for node in &running {
@@ -81,11 +85,16 @@ impl Cluster {
         let places = self.places();
         let running = places.values().filter_map(|place| Some((place, place.running.clone()?)));
         running
-            .map(|(place, running)| FinalState {
-                site: running.site,
-                digest: running.store.digest(),
-                entries: entries(&running.store),
-                logged: place.disk.newest(),
+            .map(|(place, running)| {
+                let kept = place.disk.kept();
+                FinalState {
+                    site: running.site,
+                    digest: running.store.digest(),
+                    entries: entries(&running.store),
+                    logged: kept.held(),
+                    horizon: kept.horizon,
+                    forgotten: kept.forgotten(),
+                }
             })
             .collect()
     }

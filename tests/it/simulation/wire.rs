@@ -303,7 +303,14 @@ fn evidence(places: &[Arc<Place>]) -> Evidence {
         let entries =
             keys.into_iter().filter_map(|key| Some((key.clone(), store.get(&key)?))).collect();
         let (site, digest) = (place.site, store.digest());
-        evidence.finals.push(FinalState { site, digest, entries, logged });
+        evidence.finals.push(FinalState {
+            site,
+            digest,
+            entries,
+            logged,
+            horizon: Timestamp::ZERO,
+            forgotten: BTreeMap::new(),
+        });
     }
     evidence.ops.sort_by_key(|op| op.invoked);
     evidence

@@ -13,8 +13,11 @@ use super::cluster::{Cluster, REQUEST_TIMEOUT, Running};
 use super::history::{Op, OpKind, Outcome};
 use super::world::Detail;
 
-/// Keys that clients use.
-const KEYS: u64 = 10;
+/// Keys that are written about once a second, so that operations meet.
+const HOT_KEYS: u64 = 10;
+
+/// Keys that are left alone for long enough that a removal can be forgotten.
+const COLD_KEYS: u64 = 50;
 
 /// One client.
 pub struct Client {
@@ -47,7 +50,12 @@ impl Client {
     }
 
     async fn ask(&mut self, through: &Arc<Running>) {
-        let key = Key::new(&format!("k{}", self.random.random_range(0..KEYS))).unwrap();
+        let name = if self.random.random_range(0..10) < 7 {
+            format!("k{}", self.random.random_range(0..HOT_KEYS))
+        } else {
+            format!("c{}", self.random.random_range(0..COLD_KEYS))
+        };
+        let key = Key::new(&name).unwrap();
         let kind = match self.random.random_range(0..10) {
             0..4 => OpKind::Get,
             4..8 => {
@@ -75,6 +83,7 @@ impl Client {
                 OpKind::Remove => client.remove(key.clone(), options).await,
             }
         };
+        let answering = world.held(site, answering);
         let outcome = tokio::select! {
             biased;
             () = through.life.cancelled() => Outcome::Unknown,

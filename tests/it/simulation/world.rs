@@ -3,10 +3,12 @@
 //! Everything that happens is noted in a trace: hashed, so that two runs can be compared, and the
 //! last events kept, so that a failure can be read.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::Poll;
 use std::time::Duration;
 
 use lally::domain::{Content, Key, KeyedEntry, Timestamp, Version};
@@ -35,6 +37,14 @@ struct State {
     random: StdRng,
     trace: Trace,
     seen: BTreeMap<(Key, Version), Seen>,
+    /// What nodes took out.
+    expunged: BTreeSet<(Key, Version)>,
+    /// What they put into quarantine.
+    quarantined: BTreeSet<(Key, Version)>,
+    /// Sites whose processes do nothing until then.
+    frozen: BTreeMap<Site, Instant>,
+    /// Bounds that did not hold.
+    overruns: Vec<String>,
 }
 
 /// A version that entered a log somewhere.
@@ -55,6 +65,10 @@ impl World {
             random,
             trace: Trace { kept: tail, ..Trace::default() },
             seen: BTreeMap::new(),
+            expunged: BTreeSet::new(),
+            quarantined: BTreeSet::new(),
+            frozen: BTreeMap::new(),
+            overruns: Vec::new(),
         };
         Arc::new(Self { always_syncs, began: Instant::now(), state: Mutex::new(state) })
     }
@@ -123,6 +137,75 @@ impl World {
     /// Every version that entered a log.
     pub fn seen(&self) -> BTreeMap<(Key, Version), Seen> {
         self.state().seen.clone()
+    }
+
+    /// A node takes an entry out.
+    pub fn expunged(&self, key: &Key, version: Version) {
+        self.state().expunged.insert((key.clone(), version));
+    }
+
+    /// Every version that was taken out anywhere.
+    pub fn all_expunged(&self) -> BTreeSet<(Key, Version)> {
+        self.state().expunged.clone()
+    }
+
+    /// A node puts an entry into quarantine.
+    pub fn quarantined(&self, site: Site, ghost: &KeyedEntry) {
+        self.note("quarantine", site, site, Detail::Entry(ghost.clone()));
+        self.state().quarantined.insert((ghost.key.clone(), ghost.entry.version));
+    }
+
+    /// Every version that was put into quarantine anywhere.
+    pub fn all_quarantined(&self) -> BTreeSet<(Key, Version)> {
+        self.state().quarantined.clone()
+    }
+
+    /// The process at a site does nothing for this long, and then goes on.
+    pub fn freeze(&self, site: Site, lasts: Duration) {
+        self.state().frozen.insert(site, Instant::now() + lasts);
+    }
+
+    /// A process that was killed is frozen no more.
+    pub fn thaw(&self, site: Site) {
+        self.state().frozen.remove(&site);
+    }
+
+    fn frozen_until(&self, site: Site) -> Option<Instant> {
+        self.state().frozen.get(&site).copied().filter(|until| *until > Instant::now())
+    }
+
+    /// Waits while the process at a site is frozen.
+    pub async fn thawed(&self, site: Site) {
+        while let Some(until) = self.frozen_until(site) {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    /// What the process at a site works on: nothing of it happens while that is frozen.
+    pub async fn held<T>(&self, site: Site, work: impl Future<Output = T>) -> T {
+        let mut work = pin!(work);
+        loop {
+            self.thawed(site).await;
+            let polled = poll_fn(|context| {
+                if self.frozen_until(site).is_some() {
+                    return Poll::Ready(None);
+                }
+                work.as_mut().poll(context).map(Some)
+            });
+            if let Some(done) = polled.await {
+                return done;
+            }
+        }
+    }
+
+    /// A bound did not hold.
+    pub fn overrun(&self, what: String) {
+        self.state().overruns.push(what);
+    }
+
+    /// Bounds that did not hold.
+    pub fn overruns(&self) -> Vec<String> {
+        self.state().overruns.clone()
     }
 
     /// A hash of everything noted so far, and how many events that were.
