@@ -93,19 +93,30 @@ impl Joining {
 
     fn round_up(&self, round: &Round, answered: Vec<Contact>, patience_is_over: bool) -> Roundup {
         let view = self.members.view();
-        // Whoever joined, as far as this node has heard, may have become whole since then, and counted
-        // for writes that the others did not see.
-        let silent = view.peers().filter(|member| !round.answered.contains_key(&member.id));
         // Whoever was at this node's address is no more: this node is counted in its place.
         let is_here = |member: &Member| member.grpc_addr == view.me().grpc_addr;
         let replaces = view.others().any(|(member, _)| is_here(member));
+        // So is whoever was at another's: nobody waits for it, but its data is lost.
+        let taken: BTreeSet<_> = round.answered.values().map(|m| m.grpc_addr.as_str()).collect();
+        // Whoever joined, as far as this node has heard, may have become whole since then, and counted
+        // for writes that the others did not see.
+        let (gone, silent): (Vec<_>, Vec<_>) = view
+            .peers()
+            .filter(|member| !round.answered.contains_key(&member.id) && !is_here(member))
+            .partition(|member| taken.contains(member.grpc_addr.as_str()));
+        // However often a disk was lost there, one member was.
+        let places_lost: BTreeSet<_> = gone
+            .iter()
+            .filter(|member| view.counts(member.id))
+            .map(|member| member.grpc_addr.as_str())
+            .collect();
         let joins_again = |m: &&Member| m.phase == Phase::Joining && view.counts(m.id);
-        let others_lost = round.answered.values().filter(joins_again).count();
+        let join_again = round.answered.values().filter(joins_again).count();
         Roundup {
             answered,
-            silent_members: silent.filter(|member| !is_here(member)).count(),
+            silent_members: silent.len(),
             silent_addrs: round.silent,
-            others_lost,
+            others_lost: join_again + places_lost.len(),
             replaces_a_member: replaces,
             patience_is_over,
         }

@@ -106,7 +106,8 @@ pub struct Roundup {
     pub silent_members: usize,
     /// Addresses at which nobody answered, those of the members included.
     pub silent_addrs: usize,
-    /// Members that answered, and join again: their data may be lost like this node's.
+    /// Members whose data may be lost like this node's: those that answered and join again, and those
+    /// at whose address another one answered.
     pub others_lost: usize,
     /// Whether this node stands at the address of a member of another id, whose data is lost.
     pub replaces_a_member: bool,

@@ -269,3 +269,35 @@ async fn two_of_three_that_lost_their_data_get_what_the_third_has() {
     equal(&[&one, &two, &three]).await;
     assert_eq!(three.own("k").as_deref(), Some("v"));
 }
+
+/// Whoever stands at a member's address has its place: nobody waits for the one that was there.
+#[tokio::test(start_paused = true)]
+async fn a_cluster_that_lost_everything_goes_on_empty() {
+    let network = MemoryNetwork::new();
+    let (mut disks, [one, two, three]) = three(&network).await;
+    one.add("k", "v", "all").await.unwrap();
+    let lost = [&two, &three].map(|node| node.client().cluster().node.member);
+    for node in [one, two, three] {
+        node.crash(&network);
+    }
+    // One remembers the others; of those, the disks are new.
+    let (fourth, fifth) = (disks[1].replaced_by(4), disks[2].replaced_by(5));
+    let one = disks[0].start_fresh(&network, &[]).await;
+    let two = fourth.start(&network, &[&disks[0]]).await;
+    tokio::time::sleep(LONG).await;
+    for node in [&one, &two] {
+        assert!(node.client().readiness().is_err(), "the third may come back with the data");
+    }
+    let three = fifth.start(&network, &[&disks[0]]).await;
+    for node in [&one, &two, &three] {
+        node.ready().await;
+        lost.iter().for_each(|member| node.detector.report(member, Liveness::Down));
+    }
+    for node in [&one, &two, &three] {
+        let alive = || node.states().iter().filter(|s| **s != MemberState::Left).count() == 2;
+        eventually("the lost ones are counted no more", alive).await;
+    }
+    let answer = two.add("k", "w", "all").await.unwrap();
+    assert_eq!((answer.verdict, answer.achieved), (Verdict::Success, 3));
+    equal(&[&one, &two, &three]).await;
+}
