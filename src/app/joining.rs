@@ -111,12 +111,12 @@ impl Joining {
             .map(|member| member.grpc_addr.as_str())
             .collect();
         let joins_again = |m: &&Member| m.phase == Phase::Joining && view.counts(m.id);
-        let join_again = round.answered.values().filter(joins_again).count();
+        let rejoining = round.answered.values().filter(joins_again).count();
         Roundup {
             answered,
             silent_members: silent.len(),
             silent_addrs: round.silent,
-            others_lost: join_again + places_lost.len(),
+            others_lost: rejoining + places_lost.len(),
             replaces_a_member: replaces,
             patience_is_over,
         }

@@ -37,6 +37,8 @@ struct Contents {
     appended: Vec<Duration>,
     /// How many of them are synced.
     synced: usize,
+    /// How many places records have moved towards the beginning when the log was compacted.
+    moved: i64,
     book: Option<Book>,
     full: bool,
     /// The latest that the clock beside this disk ever said.
@@ -44,6 +46,33 @@ struct Contents {
 }
 
 impl Contents {
+    /// The place of a record, wherever it moves.
+    fn place(&self, at: usize) -> i64 {
+        i64::try_from(at).unwrap() + self.moved
+    }
+
+    fn sync_up_to(&mut self, place: i64) {
+        let at = usize::try_from(place - self.moved).unwrap_or(0);
+        self.synced = self.synced.max(at);
+    }
+
+    /// Puts this in the place of so many records, clock bounds and horizons aside. How many there
+    /// are instead.
+    fn compact(&mut self, before: usize, snapshot: Vec<LogRecord>) -> usize {
+        let (since, appended) = (self.records.split_off(before), self.appended.split_off(before));
+        let is_mark =
+            |record: &LogRecord| matches!(record, LogRecord::ClockBound(_) | LogRecord::Horizon(_));
+        self.records.retain(is_mark);
+        self.records.extend(snapshot);
+        let after = self.records.len();
+        self.moved += i64::try_from(before).unwrap() - i64::try_from(after).unwrap();
+        self.synced = self.synced - before + after;
+        self.appended = vec![Duration::ZERO; after];
+        self.records.extend(since);
+        self.appended.extend(appended);
+        after
+    }
+
     /// Only this many records are left.
     fn cut(&mut self, left: usize) {
         self.records.truncate(left);
@@ -231,7 +260,7 @@ impl OpLog for OpenDisk {
             if !self.world.always_syncs {
                 contents.synced = contents.records.len();
             }
-            contents.records.len()
+            contents.place(end)
         };
         for record in records {
             if let LogRecord::Write(write) = record {
@@ -250,14 +279,18 @@ impl OpLog for OpenDisk {
         self.world.thawed(self.site).await;
         self.alive().await;
         let mut contents = self.disk.contents();
-        contents.synced = contents.synced.max(end);
+        contents.sync_up_to(end);
         Ok(())
     }
 
     async fn compact(&self, mut source: Box<dyn SnapshotSource>) -> Result<Compacted, LogError> {
+        self.world.thawed(self.site).await;
         self.alive().await;
         let before = {
             let mut contents = self.disk.contents();
+            if contents.full {
+                return Err(LogError::DiskFull);
+            }
             contents.synced = contents.records.len();
             contents.synced
         };
@@ -267,17 +300,11 @@ impl OpLog for OpenDisk {
             snapshot.extend(chunk.into_iter().map(LogRecord::Write));
             // A crash in the middle leaves the old log.
             tokio::time::sleep(self.world.millis(1..4)).await;
-            self.alive().await;
         }
+        self.world.thawed(self.site).await;
+        self.alive().await;
         let mut contents = self.disk.contents();
-        let since = contents.records.split_off(before);
-        let is_mark =
-            |record: &LogRecord| matches!(record, LogRecord::ClockBound(_) | LogRecord::Horizon(_));
-        contents.records.retain(is_mark);
-        contents.records.extend(snapshot);
-        let records = contents.records.len();
-        contents.synced = contents.synced - before + records;
-        contents.records.extend(since);
+        let records = contents.compact(before, snapshot);
         Ok(Compacted { records: records as u64, ..Compacted::default() })
     }
 
