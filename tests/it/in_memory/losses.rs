@@ -291,7 +291,9 @@ async fn a_cluster_that_lost_everything_goes_on_empty() {
     let three = fifth.start(&network, &[&disks[0]]).await;
     for node in [&one, &two, &three] {
         node.ready().await;
-        lost.iter().for_each(|member| node.detector.report(member, Liveness::Down));
+        for member in &lost {
+            node.detector.report(member, Liveness::Down);
+        }
     }
     for node in [&one, &two, &three] {
         let alive = || node.states().iter().filter(|s| **s != MemberState::Left).count() == 2;
