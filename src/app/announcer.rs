@@ -67,8 +67,9 @@ impl Announcer {
         self.take_in(theirs, None)
     }
 
-    /// Looks for members that are believed down, and for seeds that are not known as members, for as
-    /// long as the node runs: nobody but this node may know of them, or they of it.
+    /// Looks for members that are believed down, for seeds that are not known as members, and for
+    /// members of which one that joins has told, for as long as the node runs: nobody but this node
+    /// may know of them, or they of it.
     pub(crate) async fn run_searching(&self, seeds: &[String]) {
         loop {
             tokio::time::sleep(SEARCH_EVERY).await;
@@ -100,7 +101,8 @@ impl Announcer {
         };
         let seeds = seeds.iter().filter(|seed| !is_known(seed)).cloned();
         let down = view.peers().filter(|member| view.liveness(member.id) == Liveness::Down);
-        down.map(|member| member.grpc_addr.clone()).chain(seeds).collect()
+        let down = down.map(|member| member.grpc_addr.clone());
+        down.chain(seeds).chain(self.members.statements().take_hearsay()).collect()
     }
 
     fn take_in(&self, theirs: Announcement, dialled: Option<&str>) -> Result<(), Refusal> {

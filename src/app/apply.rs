@@ -3,9 +3,8 @@
 //! Client, peer, repair, hint, comparison, join: all end here. First the log, then the store, then
 //! the clock and the hooks. A value is readable only once it is as durable as the policy says.
 
-use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Version};
@@ -16,6 +15,7 @@ use crate::ports::{
 
 use super::fence::{Blocked, Fence, Horizon};
 use super::hook_chain::HookChain;
+use super::refusals::Refusals;
 use super::stage::Stage;
 use super::stamps::Stamps;
 use super::underway::Underway;
@@ -24,10 +24,6 @@ use super::walks::Walks;
 /// How long the log may take for a new horizon, and how long another one waits for its turn.
 const CERTIFY_WITHIN: Duration = Duration::from_secs(5);
 const TURN_WITHIN: Duration = Duration::from_secs(3);
-
-/// Nodes whose refused stamps are counted apart: more than any cluster has, and a bound on what
-/// made-up ids cost.
-const MAX_STAMPERS: usize = 256;
 
 /// This node's copy of the data.
 pub struct Replica {
@@ -43,9 +39,7 @@ pub struct Replica {
     /// Where tombstones are looked for.
     walks: Walks,
     entries_synced: AtomicU64,
-    drift_refusals: AtomicU64,
-    /// The same by the node that stamped what was refused.
-    refused_stamps: Mutex<BTreeMap<NodeId, u64>>,
+    drift_refusals: Refusals,
 }
 
 impl Replica {
@@ -56,21 +50,18 @@ impl Replica {
         hooks: Arc<HookChain>,
         stage: Arc<Stage>,
     ) -> Self {
-        let (entries_synced, drift_refusals) = (AtomicU64::new(0), AtomicU64::new(0));
-        let (fence, refused_stamps) = (Fence::new(Arc::new(Horizon::default())), Mutex::default());
         Self {
             store,
             log,
             stamps,
             hooks,
             stage,
-            fence,
+            fence: Fence::new(Arc::new(Horizon::default())),
             certifying: tokio::sync::Mutex::default(),
             underway: Underway::default(),
             walks: Walks::default(),
-            entries_synced,
-            drift_refusals,
-            refused_stamps,
+            entries_synced: AtomicU64::new(0),
+            drift_refusals: Refusals::default(),
         }
     }
 
@@ -89,6 +80,7 @@ impl Replica {
                 store.merge(write);
             }
             LogRecord::ClockBound(bound) => stamps.restore(bound),
+            LogRecord::Horizon(Timestamp::ZERO) => horizon.reset(),
             LogRecord::Horizon(reached) => {
                 stamps.restore(reached);
                 horizon.raise(reached);
@@ -208,22 +200,12 @@ impl Replica {
 
     /// Entries taken over by comparison, and entries refused for their clock.
     pub(crate) fn counts(&self) -> (u64, u64) {
-        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        (load(&self.entries_synced), load(&self.drift_refusals))
+        (self.entries_synced.load(Ordering::Relaxed), self.drift_refusals.all())
     }
 
     /// Entries refused for their clock that this node stamped.
     pub(crate) fn clock_refusals(&self, stamped_by: NodeId) -> u64 {
-        let refused = self.refused_stamps.lock().unwrap_or_else(PoisonError::into_inner);
-        refused.get(&stamped_by).copied().unwrap_or(0)
-    }
-
-    fn count_refusal(&self, stamped_by: NodeId) {
-        self.drift_refusals.fetch_add(1, Ordering::Relaxed);
-        let mut refused = self.refused_stamps.lock().unwrap_or_else(PoisonError::into_inner);
-        if refused.len() < MAX_STAMPERS || refused.contains_key(&stamped_by) {
-            *refused.entry(stamped_by).or_default() += 1;
-        }
+        self.drift_refusals.of(stamped_by)
     }
 
     /// Checks a write. `Some` is the answer to one that this node already knows of: it is not
@@ -308,6 +290,21 @@ impl Replica {
         Ok(())
     }
 
+    /// Takes back, durably, what this node was certified for: it goes over to members that know
+    /// nothing of that, or have gone on without it. Takes a few seconds at most. Not cancel safe
+    /// between log and fence.
+    pub(crate) async fn uncertify(&self) -> Result<(), LogError> {
+        let turn = tokio::time::timeout(TURN_WITHIN, self.certifying.lock()).await;
+        let Ok(_turn) = turn else { return Err(LogError::Overloaded) };
+        if self.horizon() > Timestamp::ZERO {
+            let record = [LogRecord::Horizon(Timestamp::ZERO)];
+            let logged = tokio::time::timeout(CERTIFY_WITHIN, self.log.append(&record)).await;
+            logged.unwrap_or(Err(LogError::Overloaded))?;
+        }
+        self.fence.lift();
+        Ok(())
+    }
+
     /// Takes these versions out, durably.
     pub(crate) async fn expunge(&self, versions: &[(Key, Version)]) -> Result<(), LogError> {
         let record = |(key, version): &(Key, Version)| LogRecord::Expunged {
@@ -331,7 +328,7 @@ impl Replica {
 
     fn check_clock(&self, write: &KeyedEntry) -> Result<(), ApplyError> {
         self.stamps.check(write.entry.version.timestamp).map_err(|drift| {
-            self.count_refusal(write.entry.version.node);
+            self.drift_refusals.count(write.entry.version.node);
             tracing::warn!(from = %write.entry.version.node, %drift, "write refused: clock drift");
             drift.into()
         })

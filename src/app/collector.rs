@@ -115,7 +115,7 @@ impl Collector {
         let asked = proposal.members.iter().filter_map(|(id, generation)| {
             let as_compared = |m: &&crate::domain::Member| m.generation == *generation;
             let member = view.get(*id).filter(as_compared)?;
-            let behind = self.members.horizon_of(*id) < proposal.horizon;
+            let behind = self.members.statements().horizon_of(*id) < proposal.horizon;
             behind.then(|| (Peer::from(member), *generation))
         });
         let asking = asked.map(|(peer, generation)| async move {

@@ -26,7 +26,7 @@ const SHUT_WITHIN: Duration = Duration::from_secs(1);
 /// How long an entry waits for a new horizon: several may come one after the other.
 const PASS_WITHIN: Duration = Duration::from_secs(2);
 
-/// Where this node is certified; it only rises.
+/// Where this node is certified; it only rises, until the node joins (again).
 #[derive(Debug, Default)]
 pub(crate) struct Horizon(AtomicU64);
 
@@ -37,6 +37,11 @@ impl Horizon {
 
     pub(crate) fn raise(&self, to: Timestamp) {
         self.0.fetch_max(to.as_nanos(), Ordering::AcqRel);
+    }
+
+    /// What was certified counts no more.
+    pub(crate) fn reset(&self) {
+        self.0.store(0, Ordering::Release);
     }
 }
 
@@ -91,6 +96,12 @@ impl Fence {
     /// The horizon for which it was shut is not reached.
     pub(crate) fn open(&self, through: Timestamp) {
         self.shut.store(through.as_nanos(), Ordering::Release);
+    }
+
+    /// Refuses nothing any more: this node is certified nowhere.
+    pub(crate) fn lift(&self) {
+        self.horizon.reset();
+        self.shut.store(0, Ordering::Release);
     }
 
     /// By what an entry with this stamp is superseded, if it is not held: larger than any version

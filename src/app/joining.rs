@@ -16,6 +16,7 @@ use crate::domain::{Contact, Member, NodeId, Phase, Roundup, Start};
 use crate::ports::{Peer, PeerError, Refusal};
 
 use super::announcer::Announcer;
+use super::apply::Replica;
 use super::members::Members;
 use super::reconcile::{FirstLook, Reconciler};
 use super::stage::{LifeStage, Stage};
@@ -36,6 +37,7 @@ pub(crate) struct Joining {
     pub(crate) announcer: Arc<Announcer>,
     pub(crate) reconciler: Arc<Reconciler>,
     pub(crate) stage: Arc<Stage>,
+    pub(crate) replica: Arc<Replica>,
 }
 
 /// What a round of announcements found.
@@ -68,14 +70,29 @@ impl Joining {
 
     async fn join(&mut self, rejoins: &mut watch::Receiver<u64>) {
         let (mut backoff, began) = (BACKOFF_MIN, Instant::now());
+        let mut is_newcomer = false;
         loop {
             if rejoins.has_changed().is_ok_and(|changed| changed) {
                 rejoins.mark_unchanged();
-                self.start = Start::Join;
+                (self.start, is_newcomer) = (Start::Join, false);
                 self.stage.advance(LifeStage::Joining(JOINING.into()));
+            }
+            // What it was certified for, it was in another cluster, or before others went on.
+            if !is_newcomer && matches!(self.start, Start::Join | Start::Rejoin) {
+                if let Err(error) = self.replica.uncertify().await {
+                    tracing::warn!(%error, "not joined yet, trying again");
+                    tokio::time::sleep(BACKOFF_MAX).await;
+                    continue;
+                }
+                is_newcomer = true;
             }
             let generation = self.members.view().me().generation;
             let round = self.announce_everywhere().await;
+            if self.finds_strangers(&round) {
+                tokio::time::sleep(backoff).await;
+                backoff = BACKOFF_MAX.min(backoff * 2);
+                continue;
+            }
             let contacts = self.compare(&round).await;
             let roundup = self.round_up(&round, contacts, began.elapsed() >= PATIENCE);
             if self.start.is_complete(self.members.me(), &roundup)
@@ -122,6 +139,19 @@ impl Joining {
         }
     }
 
+    /// Whether members that answered do not know of each other. This node has brought them together,
+    /// and waits for one side to give in: it must take nothing from one for the other.
+    fn finds_strangers(&self, round: &Round) -> bool {
+        let whole = round.answered.values().filter(|member| member.phase == Phase::Whole);
+        let whole: Vec<_> = whole.map(|member| member.id).collect();
+        let joins = self.members.view().me().phase == Phase::Joining;
+        let strangers = joins && self.members.statements().are_apart(&whole);
+        if strangers {
+            tracing::warn!("not joined yet: members that answered do not know each other");
+        }
+        strangers
+    }
+
     /// States this node at every address known, also those that are only learned on the way.
     async fn announce_everywhere(&self) -> Round {
         let mut round = Round::default();
@@ -155,7 +185,9 @@ impl Joining {
         let mut contacts = Vec::new();
         let mut in_turn: Vec<_> = answered().collect();
         // Whose word counts on what was removed long ago: first who knows most.
-        in_turn.sort_by_key(|member| std::cmp::Reverse(self.members.horizon_of(member.id)));
+        in_turn.sort_by_key(|member| {
+            std::cmp::Reverse(self.members.statements().horizon_of(member.id))
+        });
         for member in in_turn {
             let needed = !(newcomer && any_whole) || member.phase == Phase::Whole;
             let compared = needed && self.compare_with(member).await;

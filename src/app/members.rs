@@ -3,7 +3,6 @@
 //! Readers take a snapshot without waiting; changes are made one at a time on a copy. Whoever must
 //! act on changed records (save them, spread them) waits on [`Members::changes`].
 
-use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -18,6 +17,7 @@ use crate::domain::{
 use crate::ports::{Announcement, Book, BookError, MemberBook, ProtocolRange, Refusal};
 
 use super::fence::Horizon;
+use super::statements::Statements;
 
 /// The members, shared.
 pub(crate) struct Members {
@@ -35,10 +35,8 @@ pub(crate) struct Members {
     until_whole: Mutex<Option<Phase>>,
     /// Where this node is certified.
     horizon: Arc<Horizon>,
-    /// Where the others say that they are.
-    horizons: Mutex<BTreeMap<NodeId, Timestamp>>,
-    /// The furthest of them there ever was.
-    furthest: Horizon,
+    /// What the others stated last, beside records.
+    statements: Statements,
     /// Since when this node knows that others are certified further.
     behind_since: Mutex<Option<Instant>>,
 }
@@ -86,8 +84,7 @@ impl Members {
             rejoins: watch::Sender::new(0),
             until_whole: Mutex::new(start.kept_until_whole()),
             horizon,
-            horizons: Mutex::default(),
-            furthest: Horizon::default(),
+            statements: Statements::default(),
             behind_since: Mutex::default(),
         }
     }
@@ -172,7 +169,7 @@ impl Members {
                 taken.returned = Some(sender);
             }
             let mut changed = taken.meeting == Some(Meeting::JoinTheirs);
-            let ahead = self.note_horizon(sender, announcement.horizon);
+            let ahead = self.statements.note(&announcement) > self.horizon.get();
             // A member that was up all the time is about to be asked; one that was away was not.
             if ahead && taken.returned.is_some() && view.me().phase == Phase::Whole {
                 self.join_again(view, view.me().generation);
@@ -182,7 +179,12 @@ impl Members {
                 taken.replaced = view.replace_by(&announcement.sender);
                 changed |= !taken.replaced.is_empty();
             }
+            let stating = announcement.sender.clone();
             for record in announcement.members.into_iter().chain([announcement.sender]) {
+                if view.is_hearsay(&stating, &record) {
+                    self.statements.note_hearsay(record.grpc_addr);
+                    continue;
+                }
                 let change = if record.id == sender {
                     view.merge_announced(record.clone())
                 } else {
@@ -216,29 +218,22 @@ impl Members {
         self.rejoins.send_modify(|count| *count += 1);
     }
 
-    /// Takes in where a member is certified. Says whether that is further than this node.
-    fn note_horizon(&self, member: NodeId, theirs: Timestamp) -> bool {
-        lock(&self.horizons).insert(member, theirs);
-        self.furthest.raise(theirs);
-        theirs > self.horizon.get()
-    }
-
-    /// Where a member is certified, as far as this node knows.
-    pub(crate) fn horizon_of(&self, member: NodeId) -> Timestamp {
-        lock(&self.horizons).get(&member).copied().unwrap_or_default()
+    /// What the others state.
+    pub(crate) const fn statements(&self) -> &Statements {
+        &self.statements
     }
 
     /// The furthest horizon of a whole member that is up, if it is beyond this node's and this time.
     pub(crate) fn horizon_beyond(&self, time: Timestamp) -> Option<Timestamp> {
         let nearest = self.horizon.get().max(time);
-        if self.furthest.get() <= nearest {
+        if self.statements.furthest() <= nearest {
             // Every write asks.
             return None;
         }
         let view = self.view();
         let up = view.peers().filter(|m| view.liveness(m.id) == Liveness::Alive);
         let whole = up.filter(|m| m.phase == Phase::Whole);
-        whole.map(|m| self.horizon_of(m.id)).max().filter(|furthest| *furthest > nearest)
+        whole.map(|m| self.statements.horizon_of(m.id)).max().filter(|furthest| *furthest > nearest)
     }
 
     /// Where this node is certified.
@@ -252,7 +247,8 @@ impl Members {
         let (view, mine) = (self.view(), self.horizon.get());
         let up = view.peers().filter(|m| m.phase == Phase::Whole);
         let mut up = up.filter(|m| view.liveness(m.id) == Liveness::Alive);
-        let behind = view.me().phase == Phase::Whole && up.any(|m| self.horizon_of(m.id) > mine);
+        let behind =
+            view.me().phase == Phase::Whole && up.any(|m| self.statements.horizon_of(m.id) > mine);
         let mut since = lock(&self.behind_since);
         let too_long = behind && since.get_or_insert_with(Instant::now).elapsed() > patience;
         if too_long || !behind {

@@ -307,6 +307,7 @@ impl Node {
             announcer: Arc::clone(&self.announcer),
             reconciler: Arc::clone(&self.reconciler),
             stage: Arc::clone(&self.stage),
+            replica: Arc::clone(&self.replica),
         };
         self.tasks.spawn_loop(joining.run());
     }

@@ -152,10 +152,16 @@ impl Reconciler {
 
     /// The horizon of a member that is certified further than this node, while this node joins: what
     /// is older than that and unknown there is a ghost. (A whole node is about to be asked itself.)
+    /// Not while there are members that do not know of each other: it says nothing of what those of
+    /// another cluster hold.
     fn beyond(&self, peer: NodeId) -> Option<Timestamp> {
-        let theirs = self.members.horizon_of(peer);
-        let joining = self.members.view().me().phase == Phase::Joining;
-        (joining && theirs > self.members.horizon()).then_some(theirs)
+        let (theirs, view) = (self.members.statements().horizon_of(peer), self.members.view());
+        if view.me().phase != Phase::Joining || theirs <= self.members.horizon() {
+            return None;
+        }
+        let whole: Vec<_> =
+            view.peers().filter(|m| m.phase == Phase::Whole).map(|m| m.id).collect();
+        (!self.members.statements().are_apart(&whole)).then_some(theirs)
     }
 
     /// When the look at the data began that found both equal, if one did.

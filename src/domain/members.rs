@@ -209,6 +209,18 @@ impl MemberView {
         }
     }
 
+    /// Whether a record in an announcement is not to be taken at its sender's word: a whole member of
+    /// which this node, being whole, has not heard, from one that joins. Such a one may have found
+    /// two clusters that were founded apart; those two have to [meet](Self::meet) themselves.
+    pub fn is_hearsay(&self, sender: &Member, record: &Member) -> bool {
+        self.me.phase == Phase::Whole
+            && sender.phase != Phase::Whole
+            && record.phase == Phase::Whole
+            && record.id != self.me.id
+            && record.id != sender.id
+            && !self.others.contains_key(&record.id)
+    }
+
     /// Takes in a record, from whomever it comes.
     pub fn merge(&mut self, record: Member) -> RecordChange {
         if record.id == self.me.id {

@@ -19,7 +19,7 @@ use crate::domain::{Key, KeyedEntry, Timestamp, Version};
 ///   and clock bounds alone) MUST still be taken for as long as a reserve lasts, if the disk can
 ///   hold one. An `append` is refused as a whole, and takes no other one with it.
 /// * `compact` replaces the records of appends before it by what they come to: a later replay MUST
-///   visit every entry of the source, the highest clock bound and the highest horizon so far, and
+///   visit every entry of the source, the highest clock bound, the highest horizon since the last that is zero, and
 ///   every record of every append that begins after [`SnapshotSource::settle`] was called; records
 ///   of appends before that it MAY leave out. It MUST NOT hold up appends for longer than a few
 ///   syncs, and a crash at any moment MUST leave what was there before or what is there after.
@@ -105,7 +105,8 @@ pub enum LogRecord {
     /// The node's clock may have handed out stamps up to here: it never goes back below this.
     ClockBound(Timestamp),
     /// This node held every entry stamped up to here that exists, and forgot the tombstones up to
-    /// here. Nothing so old that it did not hold entered it afterwards.
+    /// here. Nothing so old that it did not hold entered it afterwards. Zero takes back all before:
+    /// the node went over to members that had not been there.
     Horizon(Timestamp),
     /// This version of a key, held until here, was taken out of the store.
     Expunged {

@@ -1,6 +1,7 @@
 //! `Marks`: what all clock bounds and horizons of a log come to.
 //!
-//! Both only rise, so a snapshot needs the last of each alone.
+//! Clock bounds only rise, and horizons do until one of zero takes them back: a snapshot needs the
+//! last of each alone.
 
 use crate::domain::Timestamp;
 use crate::ports::LogRecord;
@@ -10,6 +11,8 @@ use crate::ports::LogRecord;
 pub(super) struct Marks {
     clock_bound: Option<Timestamp>,
     horizon: Option<Timestamp>,
+    /// Whether horizons before these records were taken back.
+    takes_back: bool,
 }
 
 impl Marks {
@@ -17,14 +20,18 @@ impl Marks {
     pub(super) fn raise(&mut self, record: &LogRecord) {
         match record {
             LogRecord::ClockBound(bound) => self.clock_bound = self.clock_bound.max(Some(*bound)),
+            LogRecord::Horizon(Timestamp::ZERO) => (self.horizon, self.takes_back) = (None, true),
             LogRecord::Horizon(horizon) => self.horizon = self.horizon.max(Some(*horizon)),
             LogRecord::Write(_) | LogRecord::Expunged { .. } => {}
         }
     }
 
-    /// Takes in what others come to.
+    /// Takes in what later records come to.
     pub(super) fn raise_to(&mut self, other: Self) {
         self.clock_bound = self.clock_bound.max(other.clock_bound);
+        if other.takes_back {
+            (self.horizon, self.takes_back) = (None, true);
+        }
         self.horizon = self.horizon.max(other.horizon);
     }
 
@@ -66,6 +73,14 @@ mod tests {
         marks.raise_to(other);
         marks.raise_to(Marks::default());
         let [bound, _] = expected;
-        assert!(marks.records().eq([bound, LogRecord::Horizon(at(7))]));
+        assert!(marks.records().eq([bound.clone(), LogRecord::Horizon(at(7))]));
+        let mut back = Marks::default();
+        back.raise(&LogRecord::Horizon(at(0)));
+        marks.raise_to(back);
+        assert!(marks.records().eq([bound.clone()]));
+        back.raise(&LogRecord::Horizon(at(2)));
+        marks.raise(&LogRecord::Horizon(at(9)));
+        marks.raise_to(back);
+        assert!(marks.records().eq([bound, LogRecord::Horizon(at(2))]));
     }
 }

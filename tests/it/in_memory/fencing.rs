@@ -12,8 +12,8 @@ use lally::domain::{
     Timestamp,
 };
 use lally::ports::{
-    Announcement, ApplyError, Certification, EntryStream, NotCertified, NotWhole, Origin, Refusal,
-    ReplicaApi, Store, WriteReply,
+    Announcement, ApplyError, Certification, Clock, EntryStream, NotCertified, NotWhole, Origin,
+    Refusal, ReplicaApi, Store, WriteReply,
 };
 
 use super::nodes::{Disk, Running, equal, eventually, named, three_on};
@@ -282,4 +282,55 @@ async fn nothing_is_forgotten_while_a_node_joins_and_then_by_it_as_well() {
     four.ready().await;
     forgotten(&[&one, &two, &three, &four]).await;
     assert_eq!((four.own("k"), four.own("key-0").is_some()), (None, true));
+}
+
+/// Clocks of tests begin when their nodes do: has this one say what another says.
+fn set_clock(node: &Running, other: &Running) {
+    let ahead = other.clock.now().nanos_after(node.clock.now());
+    node.clock.set_ahead(i64::try_from(ahead).unwrap());
+}
+
+/// A horizon says something of the cluster whose members were compared, and of no other.
+#[tokio::test(start_paused = true)]
+async fn a_horizon_of_a_node_founded_apart_costs_the_cluster_it_meets_nothing() {
+    let network = MemoryNetwork::new();
+    let (disks, nodes) = three(&network).await;
+    let apart = Disk::forgetful(9, GRACE, MAX_ABSENCE);
+    let lone = apart.start(&network, &[]).await;
+    lone.ready().await;
+    for name in ["a", "b", "c"] {
+        nodes[0].add(name, "v", "all").await.unwrap();
+    }
+    lone.add("of-the-lone", "v", "1").await.unwrap();
+    let reached = lone.node.replica_api().wall_time();
+    tokio::time::sleep(GRACE).await;
+    let (generation, age) = (generation(&lone), Duration::ZERO);
+    let certification = Certification { horizon: reached, generation, age };
+    lone.node.replica_api().fence(certification).await.unwrap();
+    // A newcomer is told of both.
+    let fifth = Disk::forgetful(5, GRACE, MAX_ABSENCE);
+    let newcomer = fifth.start(&network, &[&disks[0], &apart]).await;
+    set_clock(&newcomer, &nodes[0]);
+    newcomer.ready().await;
+    for node in nodes.iter().chain([&lone, &newcomer]) {
+        eventually("they are five", || node.states() == [MemberState::Alive; 4]).await;
+    }
+    let together = async |lone: &Running| {
+        equal(&[&nodes[0], &nodes[1], &nodes[2], lone, &newcomer]).await;
+        for node in nodes.iter().chain([lone, &newcomer]) {
+            for name in ["a", "b", "c", "of-the-lone"] {
+                assert_eq!(node.own(name).as_deref(), Some("v"));
+            }
+            let me = node.client().cluster().node.member;
+            assert_eq!((node.client().stats().quarantined, horizon(node)), (0, None), "{me:?}");
+        }
+    };
+    together(&lone).await;
+    // What the lone node was certified for is taken back for good.
+    lone.crash(&network);
+    let lone = apart.start(&network, &[]).await;
+    set_clock(&lone, &nodes[0]);
+    lone.ready().await;
+    tokio::time::sleep(2 * BEHIND_FOR).await;
+    together(&lone).await;
 }

@@ -256,11 +256,6 @@ impl Cluster {
         boundary.is_none_or(|boundary| (one < boundary) == (other < boundary))
     }
 
-    /// Whether removals are soon forgotten.
-    pub fn forgets(&self) -> bool {
-        self.forgetfulness.grace < Duration::from_secs(60)
-    }
-
     /// Whether removals are soon forgotten without members that are away.
     pub fn goes_on_without(&self) -> bool {
         self.forgetfulness.max_absence < self.forgetfulness.grace

@@ -102,6 +102,7 @@ impl Kept {
                     self.newest.remove(key);
                 }
             }
+            LogRecord::Horizon(Timestamp::ZERO) => self.horizon = Timestamp::ZERO,
             LogRecord::Horizon(reached) => self.horizon = self.horizon.max(*reached),
             LogRecord::ClockBound(_) => {}
         }

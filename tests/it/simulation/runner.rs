@@ -117,9 +117,7 @@ async fn simulate(seed: u64, tail: usize) -> Result<Passed, Failed> {
 async fn lead(cluster: &Arc<Cluster>) -> Result<Duration, String> {
     let world = &cluster.world;
     let sites = 3 + u8::try_from(world.pick(0..3)).unwrap();
-    // Not if removals are forgotten: what a horizon of one cluster says of the data of another one is
-    // not settled (see `docs/simulation.md`).
-    let apart = world.chance(100) && !cluster.forgets();
+    let apart = world.chance(100);
     if apart {
         cluster.set_apart(Some(1 + u8::try_from(world.pick(0..u64::from(sites) - 1)).unwrap()));
     }
