@@ -66,7 +66,7 @@ traffic: ## What two nodes with KEYS keys (1,000,000), 100 of them differing, ex
 .PHONY: sim
 sim: ## Simulations of whole clusters, from seed FIRST on (SEEDS of them), with a dated result
 	LALLY_SIM_FIRST=$${FIRST:-1} LALLY_SIM_SEEDS=$${SEEDS:-2000} LALLY_SIM_GRPC_SEEDS=$${GRPC_SEEDS:-100} \
-		LALLY_SIM_RESULT=$(CURDIR)/docs/results/$$(date -u +%F)-simulation.md \
+		LALLY_SIM_RESULT=$(CURDIR)/docs/results/simulation-$$(date -u +%F).md \
 		$(CARGO) test --test it -- --nocapture simulation::
 
 # Quorums of two, a node killed in the middle, then every key compared on every node.

