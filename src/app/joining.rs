@@ -38,6 +38,8 @@ pub(crate) struct Joining {
     pub(crate) reconciler: Arc<Reconciler>,
     pub(crate) stage: Arc<Stage>,
     pub(crate) replica: Arc<Replica>,
+    /// The members of the last life.
+    pub(crate) remembered: BTreeSet<NodeId>,
 }
 
 /// What a round of announcements found.
@@ -88,11 +90,16 @@ impl Joining {
             }
             let generation = self.members.view().me().generation;
             let round = self.announce_everywhere().await;
+            if self.start == Start::Return && self.finds_another_cluster(&round) {
+                self.start = Start::Join;
+                continue;
+            }
             if self.finds_strangers(&round) {
                 tokio::time::sleep(backoff).await;
                 backoff = BACKOFF_MAX.min(backoff * 2);
                 continue;
             }
+            self.members.state_horizon();
             let contacts = self.compare(&round).await;
             let roundup = self.round_up(&round, contacts, began.elapsed() >= PATIENCE);
             if self.start.is_complete(self.members.me(), &roundup)
@@ -137,6 +144,18 @@ impl Joining {
             replaces_a_member: replaces,
             patience_is_over,
         }
+    }
+
+    /// Whether this node, which has its data, is told of a cluster in which it never was: it gives in,
+    /// as members of one do that meet another.
+    fn finds_another_cluster(&self, round: &Round) -> bool {
+        let mut whole = round.answered.values().filter(|member| member.phase == Phase::Whole);
+        let any = whole.clone().next().is_some();
+        let another = any && !whole.any(|member| self.remembered.contains(&member.id));
+        if another {
+            tracing::warn!("met a cluster of this name, founded apart: joining it");
+        }
+        another
     }
 
     /// Whether members that answered do not know of each other. This node has brought them together,

@@ -3,6 +3,7 @@
 //! Readers take a snapshot without waiting; changes are made one at a time on a copy. Whoever must
 //! act on changed records (save them, spread them) waits on [`Members::changes`].
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -35,6 +36,8 @@ pub(crate) struct Members {
     until_whole: Mutex<Option<Phase>>,
     /// Where this node is certified.
     horizon: Arc<Horizon>,
+    /// Whether it says so: not before it knows in which cluster it is.
+    states_horizon: AtomicBool,
     /// What the others stated last, beside records.
     statements: Statements,
     /// Since when this node knows that others are certified further.
@@ -84,6 +87,7 @@ impl Members {
             rejoins: watch::Sender::new(0),
             until_whole: Mutex::new(start.kept_until_whole()),
             horizon,
+            states_horizon: AtomicBool::new(start.first_phase() == Phase::Whole),
             statements: Statements::default(),
             behind_since: Mutex::default(),
         }
@@ -129,8 +133,17 @@ impl Members {
             protocol: ProtocolRange::OURS,
             sender: view.me().clone(),
             members: view.others().map(|(member, _)| member.clone()).collect(),
-            horizon: self.horizon.get(),
+            horizon: if self.states_horizon.load(Ordering::Acquire) {
+                self.horizon.get()
+            } else {
+                Timestamp::ZERO
+            },
         }
+    }
+
+    /// From now on this node states where it is certified: it is among those with whom it was.
+    pub(crate) fn state_horizon(&self) {
+        self.states_horizon.store(true, Ordering::Release);
     }
 
     /// Whether the sender of an announcement belongs here.
@@ -169,9 +182,12 @@ impl Members {
                 taken.returned = Some(sender);
             }
             let mut changed = taken.meeting == Some(Meeting::JoinTheirs);
-            let ahead = self.statements.note(&announcement) > self.horizon.get();
-            // A member that was up all the time is about to be asked; one that was away was not.
-            if ahead && taken.returned.is_some() && view.me().phase == Phase::Whole {
+            let is_known = view.get(sender).is_some();
+            let ahead = self.statements.note(&announcement, is_known) > self.horizon.get();
+            // A member that was up all the time is about to be asked; one that was away was not. And
+            // one that joins, and knows more, waits for this node.
+            let was_away = taken.returned.is_some() || announcement.sender.phase == Phase::Joining;
+            if ahead && was_away && view.me().phase == Phase::Whole {
                 self.join_again(view, view.me().generation);
                 (taken.overtaken, changed) = (true, true);
             }
@@ -212,6 +228,7 @@ impl Members {
 
     /// Has this node count for nothing until it has joined (again), in a generation above this one.
     fn join_again(&self, view: &mut MemberView, generation: u64) {
+        self.states_horizon.store(false, Ordering::Release);
         view.rise_above(generation);
         view.enter(Phase::Joining);
         self.keep_until_whole(Some(Phase::Joining));

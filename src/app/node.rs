@@ -5,10 +5,11 @@
 //! [`refuse_clients`](Node::refuse_clients), [`leave`](Node::leave), let no more peers in,
 //! [`close`](Node::close).
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::domain::{MAX_VALUE_BYTES, Member, Start};
+use crate::domain::{MAX_VALUE_BYTES, Member, NodeId, Start};
 use crate::ports::{
     Book, ClientApi, Clock, FailureDetector, Hook, LogError, MemberBook, OpLog, PeerTransport,
     Quarantine, Replayed, ReplicaApi, Store,
@@ -88,6 +89,8 @@ pub struct Node {
     parts: NodeParts,
     settings: NodeSettings,
     start: Start,
+    /// The members of the last life.
+    remembered: BTreeSet<NodeId>,
     tasks: Tasks,
 }
 
@@ -242,6 +245,7 @@ impl Node {
             parts,
             settings,
             start,
+            remembered: book.members.iter().map(|member| member.id).collect(),
             tasks,
         }
     }
@@ -308,6 +312,7 @@ impl Node {
             reconciler: Arc::clone(&self.reconciler),
             stage: Arc::clone(&self.stage),
             replica: Arc::clone(&self.replica),
+            remembered: self.remembered.clone(),
         };
         self.tasks.spawn_loop(joining.run());
     }

@@ -1,7 +1,7 @@
 //! `Statements`: what the other members stated last, beside their records.
 //!
 //! Where a member is certified says something of the members that were compared with it. So it counts
-//! only from a whole member, and whether two members know of each other tells whether they may be of
+//! only from a whole member, or from one that was known before; and whether two members know of each other tells whether they may be of
 //! clusters that were founded apart (`domain/members.rs`) and have not met yet.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -27,17 +27,17 @@ pub(crate) struct Statements {
 
 #[derive(Debug)]
 struct Stated {
-    /// Where the member is certified, if it is whole.
+    /// Where the member is certified, if that counts.
     horizon: Timestamp,
     /// The members that it knows.
     knows: BTreeSet<NodeId>,
 }
 
 impl Statements {
-    /// Takes in what the sender states: where it is certified, if that counts.
-    pub(crate) fn note(&self, announcement: &Announcement) -> Timestamp {
-        let is_whole = announcement.sender.phase == Phase::Whole;
-        let horizon = if is_whole { announcement.horizon } else { Timestamp::ZERO };
+    /// Takes in what the sender states, known before or not: where it is certified, if that counts.
+    pub(crate) fn note(&self, announcement: &Announcement, is_known: bool) -> Timestamp {
+        let counts = is_known || announcement.sender.phase == Phase::Whole;
+        let horizon = if counts { announcement.horizon } else { Timestamp::ZERO };
         let members = announcement.members.iter().filter(|m| m.phase != Phase::Left);
         let knows = members.map(|member| member.id).collect();
         lock(&self.stated).insert(announcement.sender.id, Stated { horizon, knows });
@@ -93,24 +93,28 @@ mod tests {
         let ids = [1, 2].map(NodeId::new);
         // Of whom nothing was heard, nothing can be said.
         assert!(!statements.are_apart(&ids));
-        statements.note(&announced(member(1, Phase::Whole), vec![]));
+        statements.note(&announced(member(1, Phase::Whole), vec![]), false);
         assert!(statements.are_apart(&ids));
-        statements.note(&announced(member(1, Phase::Whole), vec![member(2, Phase::Whole)]));
-        statements.note(&announced(member(2, Phase::Whole), vec![member(1, Phase::Left)]));
+        statements.note(&announced(member(1, Phase::Whole), vec![member(2, Phase::Whole)]), false);
+        statements.note(&announced(member(2, Phase::Whole), vec![member(1, Phase::Left)]), false);
         assert!(statements.are_apart(&ids));
-        statements.note(&announced(member(2, Phase::Whole), vec![member(1, Phase::Joining)]));
+        statements
+            .note(&announced(member(2, Phase::Whole), vec![member(1, Phase::Joining)]), false);
         assert!(!statements.are_apart(&ids));
     }
 
     #[test]
-    fn only_the_horizon_of_a_whole_member_counts() {
+    fn the_horizon_of_who_is_neither_whole_nor_known_counts_for_nothing() {
         let statements = Statements::default();
         let at = Timestamp::from_nanos(7);
-        for (phase, counts) in
-            [(Phase::Joining, Timestamp::ZERO), (Phase::Whole, at), (Phase::Left, Timestamp::ZERO)]
-        {
+        for (phase, is_known, counts) in [
+            (Phase::Joining, false, Timestamp::ZERO),
+            (Phase::Joining, true, at),
+            (Phase::Whole, false, at),
+            (Phase::Left, false, Timestamp::ZERO),
+        ] {
             let announcement = Announcement { horizon: at, ..announced(member(1, phase), vec![]) };
-            assert_eq!(statements.note(&announcement), counts);
+            assert_eq!(statements.note(&announcement, is_known), counts);
             assert_eq!(statements.horizon_of(NodeId::new(1)), counts);
         }
         assert_eq!(statements.furthest(), at);

@@ -334,3 +334,31 @@ async fn a_horizon_of_a_node_founded_apart_costs_the_cluster_it_meets_nothing() 
     tokio::time::sleep(2 * BEHIND_FOR).await;
     together(&lone).await;
 }
+
+/// Likewise one that is stopped, and then started with the address of the other cluster.
+#[tokio::test(start_paused = true)]
+async fn a_node_founded_apart_that_is_told_of_a_cluster_gives_its_horizon_up() {
+    let network = MemoryNetwork::new();
+    let (disks, nodes) = three(&network).await;
+    let apart = Disk::forgetful(9, GRACE, MAX_ABSENCE);
+    let lone = apart.start(&network, &[]).await;
+    lone.ready().await;
+    nodes[0].add("a", "v", "all").await.unwrap();
+    lone.add("of-the-lone", "v", "1").await.unwrap();
+    let reached = lone.node.replica_api().wall_time();
+    tokio::time::sleep(GRACE).await;
+    let (generation, age) = (generation(&lone), Duration::ZERO);
+    let certification = Certification { horizon: reached, generation, age };
+    lone.node.replica_api().fence(certification).await.unwrap();
+    lone.leave(&network).await;
+    let lone = apart.start(&network, &[&disks[0]]).await;
+    lone.ready().await;
+    tokio::time::sleep(2 * BEHIND_FOR).await;
+    equal(&[&nodes[0], &nodes[1], &nodes[2], &lone]).await;
+    for node in nodes.iter().chain([&lone]) {
+        for name in ["a", "of-the-lone"] {
+            assert_eq!(node.own(name).as_deref(), Some("v"));
+        }
+        assert_eq!((node.client().stats().quarantined, horizon(node)), (0, None));
+    }
+}

@@ -69,6 +69,10 @@ pub struct Records {
     pub overruns: Vec<String>,
     /// Whether a node forgot a removal while things went wrong.
     pub collected: bool,
+    /// Whether two clusters were founded apart.
+    pub apart: bool,
+    /// Whether a node was stopped against its advice.
+    pub stopped_unsafely: bool,
 }
 
 /// A place for a node.
@@ -289,6 +293,9 @@ impl Cluster {
             return;
         };
         self.world.note("leaves", site, site, Detail::Nothing);
+        if !running.node.client_api().stop_risks().is_empty() {
+            self.records().stopped_unsafely = true;
+        }
         let this = Arc::clone(self);
         spawn(async move {
             this.world.held(running.site, running.node.leave()).await;

@@ -14,6 +14,7 @@ pub const LATENESS: Duration = Duration::from_millis(250);
 
 /// Everything recorded of one simulation.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "what happened, in any combination")]
 pub struct Evidence {
     pub ops: Vec<Op>,
     /// Every version that entered a log anywhere.
@@ -33,6 +34,10 @@ pub struct Evidence {
     pub collected: bool,
     /// Whether several members may have lost their data at a time.
     pub reckless: bool,
+    /// Whether two clusters were founded apart, and met later.
+    pub apart: bool,
+    /// Whether a node was stopped against its advice: others lacked something that it had, perhaps.
+    pub stopped_unsafely: bool,
     /// Copies that nodes acknowledged and lost with the power.
     pub cut: Vec<Destroyed>,
     /// When which processes were frozen, from and to.
@@ -193,11 +198,12 @@ impl Evidence {
     }
 
     /// Whether a write was given up with a member that was away for longer than the longest absence:
-    /// it is in quarantine (a removal is nowhere). One that a majority acknowledged cannot be.
+    /// it is in quarantine (a removal is nowhere). One that a majority acknowledged cannot be, unless
+    /// that was the majority of a cluster that joined another one.
     pub fn is_given_up(&self, op: &Op, version: Version) -> bool {
         let required = op.success().map_or(0, |answer| answer.required as usize);
         self.expunged.contains(&(op.key.clone(), version))
-            && 2 * required <= self.replicas_between(op.invoked, op.returned)
+            && (self.apart || 2 * required <= self.replicas_between(op.invoked, op.returned))
     }
 
     /// How many sites had copies that counted at some time between these two.

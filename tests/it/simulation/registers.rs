@@ -27,8 +27,10 @@ pub fn keys_are_registers(evidence: &Evidence) -> Vec<String> {
 
 /// What was asked of each key that can be judged.
 pub fn registers(evidence: &Evidence) -> BTreeMap<&Key, Vec<Step>> {
-    // Several members may have lost what they acknowledged.
-    let ops = evidence.ops.iter().filter(|_| !evidence.reckless);
+    // Several members may have lost what they acknowledged; those of another cluster knew nothing of
+    // it; and who is stopped against its advice takes it along until it is back.
+    let judged = !evidence.reckless && !evidence.apart && !evidence.stopped_unsafely;
+    let ops = evidence.ops.iter().filter(|_| judged);
     let keys: BTreeSet<&Key> = ops.map(|op| &op.key).collect();
     let lost =
         |key: &Key| evidence.destroyed.iter().chain(&evidence.cut).any(|lost| lost.key == *key);

@@ -87,6 +87,8 @@ async fn simulate(seed: u64, tail: usize) -> Result<Passed, Failed> {
         cut: records.cut,
         frozen: records.frozen,
         reckless: cluster.is_reckless(),
+        apart: records.apart,
+        stopped_unsafely: records.stopped_unsafely,
         overruns: records.overruns.into_iter().chain(world.overruns()).collect(),
     };
     let mut what = Vec::new();
@@ -118,6 +120,7 @@ async fn lead(cluster: &Arc<Cluster>) -> Result<Duration, String> {
     let world = &cluster.world;
     let sites = 3 + u8::try_from(world.pick(0..3)).unwrap();
     let apart = world.chance(100);
+    cluster.records().apart = apart;
     if apart {
         cluster.set_apart(Some(1 + u8::try_from(world.pick(0..u64::from(sites) - 1)).unwrap()));
     }
