@@ -296,7 +296,8 @@ impl Replica {
     pub(crate) async fn uncertify(&self) -> Result<(), LogError> {
         let turn = tokio::time::timeout(TURN_WITHIN, self.certifying.lock()).await;
         let Ok(_turn) = turn else { return Err(LogError::Overloaded) };
-        if self.horizon() > Timestamp::ZERO {
+        // Also of one that was not known to be in the log: it may have got there since.
+        if self.fence.through() > Timestamp::ZERO {
             let record = [LogRecord::Horizon(Timestamp::ZERO)];
             let logged = tokio::time::timeout(CERTIFY_WITHIN, self.log.append(&record)).await;
             logged.unwrap_or(Err(LogError::Overloaded))?;

@@ -419,6 +419,29 @@ mod tests {
         assert_eq!((node.held("older"), node.held("more")), (Some(live(6, "v")), None));
     }
 
+    /// The peer need not come and fetch it.
+    #[tokio::test]
+    async fn a_removal_that_the_peer_lacks_or_holds_a_value_instead_of_is_pushed() {
+        let node = Fixture::with_peers([2]).build();
+        for name in ["lacking", "older"] {
+            node.hold(name, Entry::tombstone(version(5)));
+        }
+        let mut transport = MockPeerTransport::new();
+        transport
+            .expect_summaries()
+            .times(1)
+            .returning(|_, _| Ok(whole(vec![summary("older", &live(4, "v"))])));
+        transport.expect_push().times(1).returning(|_, mut writes, _| {
+            writes.sort_by(|a, b| a.key.cmp(&b.key));
+            let removal = |name| KeyedEntry::new(key(name), Entry::tombstone(version(5)));
+            assert_eq!(writes, ["lacking", "older"].map(removal));
+            Ok(())
+        });
+        let keys = ["lacking", "older"];
+        let outcome = exchange(&node, &keys, transport, MockQuarantine::new(), None).await;
+        assert_eq!(outcome.unwrap().0.pushed, 2);
+    }
+
     /// What it does not hold any more it may have held as a tombstone: the copy here has to be looked
     /// at again, and must not pass for equal, nor for one that the peer lacks.
     #[tokio::test]

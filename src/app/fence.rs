@@ -104,11 +104,15 @@ impl Fence {
         self.shut.store(0, Ordering::Release);
     }
 
+    /// Up to where entries are refused that are not held: the horizon, or one on its way to the log.
+    pub(crate) fn through(&self) -> Timestamp {
+        self.horizon.get().max(Timestamp::from_nanos(self.shut.load(Ordering::Acquire)))
+    }
+
     /// By what an entry with this stamp is superseded, if it is not held: larger than any version
     /// up to the horizon, so that a coordinator that moves past it is through.
     pub(crate) fn refuses(&self, stamp: Timestamp) -> Option<Version> {
-        let shut = Timestamp::from_nanos(self.shut.load(Ordering::Acquire));
-        let horizon = self.horizon.get().max(shut);
+        let horizon = self.through();
         let ghost = horizon > Timestamp::ZERO && stamp <= horizon;
         ghost.then(|| Version::new(horizon, NodeId::new(u64::MAX)))
     }

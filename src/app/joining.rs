@@ -99,7 +99,7 @@ impl Joining {
                 backoff = BACKOFF_MAX.min(backoff * 2);
                 continue;
             }
-            self.members.state_horizon();
+            self.members.state_horizon(generation);
             let contacts = self.compare(&round).await;
             let roundup = self.round_up(&round, contacts, began.elapsed() >= PATIENCE);
             if self.start.is_complete(self.members.me(), &roundup)
@@ -149,9 +149,8 @@ impl Joining {
     /// Whether this node, which has its data, is told of a cluster in which it never was: it gives in,
     /// as members of one do that meet another.
     fn finds_another_cluster(&self, round: &Round) -> bool {
-        let mut whole = round.answered.values().filter(|member| member.phase == Phase::Whole);
-        let any = whole.clone().next().is_some();
-        let another = any && !whole.any(|member| self.remembered.contains(&member.id));
+        let whole: Vec<_> = round.whole().collect();
+        let another = !whole.is_empty() && !whole.iter().any(|id| self.remembered.contains(id));
         if another {
             tracing::warn!("met a cluster of this name, founded apart: joining it");
         }
@@ -161,8 +160,7 @@ impl Joining {
     /// Whether members that answered do not know of each other. This node has brought them together,
     /// and waits for one side to give in: it must take nothing from one for the other.
     fn finds_strangers(&self, round: &Round) -> bool {
-        let whole = round.answered.values().filter(|member| member.phase == Phase::Whole);
-        let whole: Vec<_> = whole.map(|member| member.id).collect();
+        let whole: Vec<_> = round.whole().collect();
         let joins = self.members.view().me().phase == Phase::Joining;
         let strangers = joins && self.members.statements().are_apart(&whole);
         if strangers {
@@ -199,7 +197,7 @@ impl Joining {
     /// everybody, since one of them may hold what the others need.
     async fn compare(&self, round: &Round) -> Vec<Contact> {
         let answered = || round.answered.values().filter(|m| m.phase != Phase::Left);
-        let any_whole = answered().any(|member| member.phase == Phase::Whole);
+        let any_whole = round.whole().next().is_some();
         let newcomer = matches!(self.start, Start::Join | Start::Rejoin);
         let mut contacts = Vec::new();
         let mut in_turn: Vec<_> = answered().collect();
@@ -252,6 +250,11 @@ impl Joining {
 }
 
 impl Round {
+    /// The whole members that answered.
+    fn whole(&self) -> impl Iterator<Item = NodeId> {
+        self.answered.values().filter(|member| member.phase == Phase::Whole).map(|member| member.id)
+    }
+
     fn note(&mut self, addr: &str, outcome: Result<Member, PeerError>) {
         match outcome {
             Err(PeerError::Refused(Refusal::Myself)) => {}

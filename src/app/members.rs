@@ -141,9 +141,13 @@ impl Members {
         }
     }
 
-    /// From now on this node states where it is certified: it is among those with whom it was.
-    pub(crate) fn state_horizon(&self) {
-        self.states_horizon.store(true, Ordering::Release);
+    /// From now on this node states where it is certified, unless it has to join again since it
+    /// stated itself in this generation: it is among those with whom it was.
+    pub(crate) fn state_horizon(&self, generation: u64) {
+        let _unchanged = lock(&self.changing);
+        if self.view.load().me().generation == generation {
+            self.states_horizon.store(true, Ordering::Release);
+        }
     }
 
     /// Whether the sender of an announcement belongs here.

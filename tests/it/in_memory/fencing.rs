@@ -335,9 +335,15 @@ async fn a_horizon_of_a_node_founded_apart_costs_the_cluster_it_meets_nothing() 
     together(&lone).await;
 }
 
-/// Likewise one that is stopped, and then started with the address of the other cluster.
+/// Likewise one that is stopped, or dies, and is then started with the address of the other cluster.
 #[tokio::test(start_paused = true)]
 async fn a_node_founded_apart_that_is_told_of_a_cluster_gives_its_horizon_up() {
+    for dies in [false, true] {
+        told_of_a_cluster(dies).await;
+    }
+}
+
+async fn told_of_a_cluster(dies: bool) {
     let network = MemoryNetwork::new();
     let (disks, nodes) = three(&network).await;
     let apart = Disk::forgetful(9, GRACE, MAX_ABSENCE);
@@ -350,7 +356,11 @@ async fn a_node_founded_apart_that_is_told_of_a_cluster_gives_its_horizon_up() {
     let (generation, age) = (generation(&lone), Duration::ZERO);
     let certification = Certification { horizon: reached, generation, age };
     lone.node.replica_api().fence(certification).await.unwrap();
-    lone.leave(&network).await;
+    if dies {
+        lone.crash(&network);
+    } else {
+        lone.leave(&network).await;
+    }
     let lone = apart.start(&network, &[&disks[0]]).await;
     lone.ready().await;
     tokio::time::sleep(2 * BEHIND_FOR).await;
