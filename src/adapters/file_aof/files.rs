@@ -140,13 +140,25 @@ pub(super) fn create(dir: &Path, header: &FileHeader) -> Result<PathBuf, LogErro
     let path = dir.join(file_name(header.kind, header.number));
     let (draft, mut file) = begin_draft(&path)?;
     let written = file.write_all(&header.encode()).and_then(|()| file.sync_all());
-    if let Err(error) = written {
-        // What stays means nothing, and goes at the next start.
+    let written = written.map_err(|error| failed(&draft, &error));
+    if let Err(error) = written.and_then(|()| publish(&draft, &path)) {
+        // A draft that stays means nothing, and goes at the next start.
         fs::remove_file(&draft).ok();
-        return Err(failed(&draft, &error));
+        take_back(&path);
+        return Err(error);
     }
-    publish(&draft, &path)?;
     Ok(path)
+}
+
+/// Removes a segment in which nothing was written and nothing will be: the log goes on in the one
+/// before, whose sequences would not fit.
+pub(super) fn take_back(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::error!(file = %path.display(), %error, "an empty segment cannot be removed");
+        }
+        Ok(()) | Err(_) => {}
+    }
 }
 
 /// Begins the draft of a file.
@@ -295,6 +307,15 @@ mod tests {
         let left = LogFiles::list(dir.path()).unwrap();
         assert_eq!(left, LogFiles { leftovers: Vec::new(), ..files });
         assert!(name("README").exists());
+    }
+
+    #[test]
+    fn a_segment_that_cannot_be_begun_leaves_nothing() {
+        let dir = tempfile::tempdir().unwrap();
+        // In the way of the name.
+        fs::create_dir(dir.path().join("0000000000000007.log")).unwrap();
+        assert!(create(dir.path(), &header(FileKind::Segment)).is_err());
+        assert_eq!(LogFiles::list(dir.path()).unwrap().leftovers, Vec::<PathBuf>::new());
     }
 
     #[test]

@@ -16,7 +16,7 @@ use crate::domain::NodeId;
 use crate::ports::LogError;
 
 use super::disk::{Disk, allocate, file_system_bytes};
-use super::files::{FileHeader, FileKind, create, failed};
+use super::files::{FileHeader, FileKind, create, failed, take_back};
 use super::queue::{Begun, Position};
 use super::reserve::Reserve;
 
@@ -106,5 +106,6 @@ impl Segments for SegmentDir {
         let path = create(&self.dir, &header)?;
         let good_bytes = header.bytes() as u64;
         Self::open(&path, &header, Position { good_bytes, next_sequence: first_sequence })
+            .inspect_err(|_| take_back(&path))
     }
 }
