@@ -38,6 +38,29 @@ test: ## All tests
 kills: ## kill -9 under load, more often (KILLS per fsync policy)
 	LALLY_TEST_KILLS=$${KILLS:-100} $(CARGO) test --test it -- --nocapture twenty_kills
 
+.PHONY: damage
+damage: ## A log of 64 KiB damaged in every byte and bit, the result below docs/results
+	LALLY_TEST_DAMAGE=1 LALLY_DAMAGE_RESULT=$(CURDIR)/docs/results/damage-$$(date -u +%F).md \
+		$(CARGO) test --test it -- --nocapture a_log_of_64_kib
+
+# Once for each format version that is released; see tests/golden/README.md.
+.PHONY: golden
+golden: ## Write a log of the present format into tests/golden
+	LALLY_TEST_GOLDEN=$(CURDIR)/tests/golden $(CARGO) test --test it -- --nocapture a_golden_log_is_written
+
+# Needs strace. See docs/durability.md. LALLY_SYSCALLS_ONLY picks runs by a text in their line.
+.PHONY: syscalls
+syscalls: ## Every system call on the data directory fails or kills the node, with a dated result
+	LALLY_SYSCALLS=all LALLY_SYSCALLS_RESULT=docs/results/syscalls-$$(date -u +%F).md \
+		$(CARGO) test --test it -- --nocapture every_system_call_that_fails
+
+# Compares with redis-server if that is installed. A release build, which takes a while.
+.PHONY: large-log
+large-log: ## Compaction of 1,000,000 keys beside writes, start and size beside Redis, with a dated result
+	LALLY_TEST_LARGE_LOG=$${KEYS:-1000000} \
+		LALLY_LARGE_LOG_RESULT=$(CURDIR)/docs/results/large-log-$$(date -u +%F).md \
+		$(CARGO) test --release --test it -- --nocapture a_large_log_is_compacted
+
 # Needs root and iproute2. See docs/faults.md.
 .PHONY: faults
 faults: ## Five nodes on a failing network: RUNS (10) of SECONDS (60), the result below docs/results
@@ -51,8 +74,9 @@ drill: ## Do the tests notice? Known bugs, put in one by one
 	tests/drill/run
 
 .PHONY: forgetting
-forgetting: ## Three processes forget removed keys, one of them is away meanwhile (two minutes)
-	LALLY_TEST_FORGETTING=1 $(CARGO) test --test it -- --nocapture a_member_that_was_away_when
+forgetting: ## Three processes forget removed keys; one is away meanwhile, or starts on an old backup (five minutes)
+	LALLY_TEST_FORGETTING=1 $(CARGO) test --test it -- --nocapture --test-threads 1 \
+		a_member_that_was_away_when a_backup_from_before_a_removal
 
 .PHONY: join
 join: ## A node joins that has MB (200) to fetch, and whom it fetches them from is killed

@@ -1,11 +1,11 @@
 //! Arguments in, exit code out.
 
 use std::ffi::OsString;
-use std::io::{IsTerminal, Write};
+use std::io::{BufWriter, IsTerminal, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use lally::adapters::config::{self, Config, LogFormat};
+use lally::adapters::config::{self, Command, Config, Invocation, LogFormat};
 use lally::app::compose::{self, RunError, Signals};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -22,16 +22,19 @@ fn main() -> ExitCode {
         Ok(environment) => environment,
         Err(refusal) => return fail(&refusal, 2),
     };
-    let config = match config::parse(std::env::args_os().collect(), environment) {
-        Ok(config) => config,
+    let done = match config::parse(std::env::args_os().collect(), environment) {
+        Ok(Invocation::Run(config)) => {
+            start_logging(&config);
+            serve(*config)
+        }
+        Ok(Invocation::Do(command)) => perform(command),
         Err(exit) if exit.code == 0 => {
             std::io::stdout().write_all(exit.text.as_bytes()).ok();
             return ExitCode::SUCCESS;
         }
         Err(exit) => return fail(&exit.text, exit.code),
     };
-    start_logging(&config);
-    match serve(config) {
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => fail(&format!("error: {error}\n"), error.exit_code()),
     }
@@ -66,6 +69,14 @@ fn serve(config: Config) -> Result<(), RunError> {
     });
     runtime.shutdown_timeout(LAST_THREADS);
     outcome
+}
+
+/// Carries out a command. It logs nothing: what it has to say is its output.
+fn perform(command: Command) -> Result<(), RunError> {
+    let cannot = |error: std::io::Error| RunError::Command(error.to_string());
+    let runtime =
+        tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
+    runtime.block_on(compose::perform(command, &mut BufWriter::new(std::io::stdout())))
 }
 
 /// Logs to stderr. A level without more means Lally's own messages; the libraries below it speak

@@ -4,14 +4,14 @@
 //! LOCK            locked for as long as a node runs on the directory
 //! node.json       who the node is and whom it knew
 //! quarantine/     entries that were taken out, never deleted by Lally
-//! log/            the log
+//! log/            the log; INCOMPLETE in it says that it lacks records that it had
 //! log.bak-<time>  logs that were set aside, never deleted by Lally
 //! log.draft/      a log that is being written; left over from a crash, it is worth nothing
 //! log.new/        a complete log on its way into place
 //! ```
 
 use std::fs::{self, DirBuilder, File, TryLockError};
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
@@ -22,6 +22,13 @@ const MODE: u32 = 0o700;
 
 const DRAFT: &str = "log.draft";
 const STAGED: &str = "log.new";
+
+/// In a log that lacks records which the node once had in it.
+const INCOMPLETE: &str = "INCOMPLETE";
+const INCOMPLETE_TEXT: &str = "\
+Records are missing from this log that were in it once. The node that starts on it joins its cluster
+again before it counts for quorums, and removes this file. See docs/operations.md.
+";
 
 /// A data directory, locked until dropped.
 #[derive(Debug)]
@@ -42,6 +49,14 @@ pub enum DataDirError {
         /// The directory.
         path: PathBuf,
     },
+    /// It is a log or a backup, and no data directory.
+    #[error(
+        "{path} holds a backup or a log, and is no data directory; to start on it, give the node a data directory of its own: --data-dir PATH --replay-log {path}"
+    )]
+    NotOne {
+        /// The directory.
+        path: PathBuf,
+    },
     /// The file system refused something.
     #[error("data directory: {path}: {error}")]
     Io {
@@ -58,14 +73,24 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError`].
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
+        if !path.join("LOCK").exists() && is_log(path) {
+            // A node would start in it as a new one, with nothing.
+            return Err(DataDirError::NotOne { path: path.to_owned() });
+        }
         let builder = &mut DirBuilder::new();
         let created = builder.recursive(true).mode(MODE).create(path);
         created.map_err(|error| failed(path, error))?;
         // The name of the directory must survive a power cut, too.
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-        let synced = File::open(parent.unwrap_or(Path::new("."))).and_then(|dir| dir.sync_all());
-        // Not ours to read, perhaps; then it is not ours to sync either.
-        synced.ok();
+        let parent = parent.unwrap_or(Path::new("."));
+        // Not ours to read, perhaps; then it is not ours to sync either. Nor are directories of file
+        // systems that cannot, which say so. A disk that fails is another matter.
+        if let Ok(dir) = File::open(parent)
+            && let Err(error) = dir.sync_all()
+            && !matches!(error.kind(), io::ErrorKind::InvalidInput | io::ErrorKind::Unsupported)
+        {
+            return Err(failed(parent, error));
+        }
         let lock_path = path.join("LOCK");
         let mut open = File::options();
         open.create(true).truncate(false).write(true);
@@ -88,11 +113,41 @@ impl DataDir {
     }
 
     /// Whether there is a log: its directory, with at least one file of it.
-    pub fn has_log(&self) -> bool {
-        let is_segment = |file: io::Result<fs::DirEntry>| {
-            file.is_ok_and(|file| file.path().extension().is_some_and(|e| e == "log"))
+    ///
+    /// # Errors
+    /// [`DataDirError`] when that cannot be told: a log that cannot be read now is not lost.
+    pub fn has_log(&self) -> Result<bool, DataDirError> {
+        let log = self.log_dir();
+        let files = match fs::read_dir(&log) {
+            Ok(files) => files,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+            Err(error) => return Err(failed(&log, error)),
         };
-        fs::read_dir(self.log_dir()).is_ok_and(|mut files| files.any(is_segment))
+        for file in files {
+            let path = file.map_err(|error| failed(&log, error))?.path();
+            if path.extension().is_some_and(|e| e == "log") {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether the log was marked with [`mark_incomplete`].
+    pub fn log_is_incomplete(&self) -> bool {
+        self.log_dir().join(INCOMPLETE).exists()
+    }
+
+    /// Removes the mark, once it is written down elsewhere that the node has to join.
+    ///
+    /// # Errors
+    /// [`DataDirError`].
+    pub fn unmark_log(&self) -> Result<(), DataDirError> {
+        let mark = self.log_dir().join(INCOMPLETE);
+        match fs::remove_file(&mark) {
+            Ok(()) => sync_dir(&self.log_dir()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(failed(&mark, error)),
+        }
     }
 
     /// Where the node's book is.
@@ -157,7 +212,7 @@ impl DataDir {
     /// A complete staged log without a present one: the swap was interrupted.
     fn finish_swap(&self) -> Result<(), DataDirError> {
         let (staged, log) = (self.path.join(STAGED), self.log_dir());
-        if !log.exists() && staged.exists() {
+        if !exists(&log)? && exists(&staged)? {
             fs::rename(&staged, &log).map_err(|error| failed(&log, error))?;
             self.sync()?;
         }
@@ -170,30 +225,94 @@ impl DataDir {
     /// [`DataDirError`].
     pub fn set_log_aside(&self, now: Timestamp) -> Result<Option<PathBuf>, DataDirError> {
         let log = self.log_dir();
-        if !log.exists() {
+        if !exists(&log)? {
             return Ok(None);
         }
-        let aside = self.unused_name(now);
-        fs::rename(&log, &aside).map_err(|error| failed(&log, error))?;
-        self.sync()?;
-        Ok(Some(aside))
-    }
-
-    /// `log.bak-20261124T113000Z`, with a number if that is taken.
-    fn unused_name(&self, now: Timestamp) -> PathBuf {
-        let second = i64::try_from(now.as_nanos() / 1_000_000_000).unwrap_or(i64::MAX);
-        let at = jiff::Timestamp::from_second(second).unwrap_or_default();
-        let name = format!("log.bak-{}", at.strftime("%Y%m%dT%H%M%SZ"));
-        let numbered = (2..).map(|n| format!("{name}-{n}"));
-        let names = std::iter::once(name.clone()).chain(numbered);
-        let mut paths = names.map(|name| self.path.join(name));
-        paths.find(|path| !path.exists()).unwrap_or_else(|| self.path.join(name))
+        set_aside(&log, now).map(Some)
     }
 
     fn sync(&self) -> Result<(), DataDirError> {
-        let synced = File::open(&self.path).and_then(|dir| dir.sync_all());
-        synced.map_err(|error| failed(&self.path, error))
+        sync_dir(&self.path)
     }
+}
+
+/// The data directory that a log belongs to: of its directory, or of a file in that.
+pub fn data_dir_of(log: &Path) -> Option<PathBuf> {
+    let log = log.canonicalize().ok()?;
+    let is_claimed = |dir: &&Path| dir.join("LOCK").exists() || dir.join("node.json").exists();
+    let of_dir = |log: &Path| {
+        let dir = log.parent().filter(|_| log.file_name().is_some_and(|name| name == "log"))?;
+        Some(dir).filter(is_claimed).map(Path::to_owned)
+    };
+    of_dir(&log).or_else(|| of_dir(log.parent()?))
+}
+
+/// Marks a log that is being put together, durably: records that the node had are not in it.
+///
+/// # Errors
+/// [`DataDirError`].
+pub fn mark_incomplete(log: &Path) -> Result<(), DataDirError> {
+    let mark = log.join(INCOMPLETE);
+    let written = File::create(&mark).and_then(|mut file| {
+        file.write_all(INCOMPLETE_TEXT.as_bytes())?;
+        file.sync_all()
+    });
+    written.map_err(|error| failed(&mark, error))?;
+    sync_dir(log)
+}
+
+/// Renames a file or directory to `NAME.bak-20261124T113000Z`, with a number if that is taken. Says
+/// what its name is now.
+///
+/// # Errors
+/// [`DataDirError`].
+pub fn set_aside(path: &Path, now: Timestamp) -> Result<PathBuf, DataDirError> {
+    let second = i64::try_from(now.as_nanos() / 1_000_000_000).unwrap_or(i64::MAX);
+    let at = jiff::Timestamp::from_second(second).unwrap_or_default();
+    let mut name = path.as_os_str().to_owned();
+    name.push(format!(".bak-{}", at.strftime("%Y%m%dT%H%M%SZ")));
+    let numbered = (2..).map(|n| {
+        let mut name = name.clone();
+        name.push(format!("-{n}"));
+        name
+    });
+    let mut names = std::iter::once(name.clone()).chain(numbered).map(PathBuf::from);
+    let aside = loop {
+        match names.next() {
+            Some(path) if exists(&path)? => {}
+            free => break free.unwrap_or_default(),
+        }
+    };
+    fs::rename(path, &aside).map_err(|error| failed(path, error))?;
+    sync_dir(path.parent().unwrap_or(Path::new(".")))?;
+    Ok(aside)
+}
+
+/// Makes the names in a directory survive a power cut.
+///
+/// # Errors
+/// [`DataDirError`].
+pub fn sync_dir(dir: &Path) -> Result<(), DataDirError> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    let synced = File::open(dir).and_then(|dir| dir.sync_all());
+    synced.map_err(|error| failed(dir, error))
+}
+
+/// Whether there are files in the directory that are named as the files of a log or a backup are.
+fn is_log(dir: &Path) -> bool {
+    let is_numbered = |name: &str| name.len() == 16 && name.bytes().all(|b| b.is_ascii_digit());
+    let is_one = |file: io::Result<fs::DirEntry>| {
+        let name = file.ok().and_then(|file| file.file_name().into_string().ok());
+        let name = name.unwrap_or_default();
+        let (stem, ending) = name.split_once('.').unwrap_or_default();
+        is_numbered(stem) && matches!(ending, "log" | "snap")
+    };
+    fs::read_dir(dir).is_ok_and(|mut files| files.any(is_one))
+}
+
+/// Unlike [`Path::exists`], which takes what cannot be looked at for missing.
+fn exists(path: &Path) -> Result<bool, DataDirError> {
+    path.try_exists().map_err(|error| failed(path, error))
 }
 
 fn failed(path: &Path, error: io::Error) -> DataDirError {
@@ -213,6 +332,20 @@ mod tests {
         let path = temp.path().join("a/b");
         let _dir = DataDir::open(&path).unwrap();
         assert_eq!(path.metadata().unwrap().permissions().mode() & 0o777, 0o700);
+    }
+
+    #[test]
+    fn a_backup_is_no_data_directory_and_is_left_as_it_is() {
+        let temp = tempfile::tempdir().unwrap();
+        for name in ["0000000000000001.snap", "0000000000000001.log"] {
+            let dir = temp.path().join(name.replace('.', "-"));
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join(name), "").unwrap();
+            let refused = DataDir::open(&dir).unwrap_err();
+            assert!(refused.to_string().contains("--replay-log"), "{refused}");
+            let names = fs::read_dir(&dir).unwrap().map(|f| f.unwrap().file_name());
+            assert_eq!(names.collect::<Vec<_>>(), [name]);
+        }
     }
 
     #[test]
@@ -250,21 +383,72 @@ mod tests {
         // As far as the swap comes before the crash: complete, and the present one set aside.
         fs::rename(temp.path().join(DRAFT), temp.path().join(STAGED)).unwrap();
         dir.set_log_aside(NOW).unwrap();
-        assert!(!dir.has_log());
+        assert!(!dir.has_log().unwrap());
         drop(dir);
         let dir = DataDir::open(temp.path()).unwrap();
-        assert!(dir.has_log() && dir.log_dir().join("new.log").exists());
+        assert!(dir.has_log().unwrap() && dir.log_dir().join("new.log").exists());
     }
 
     #[test]
     fn a_directory_without_a_segment_is_no_log() {
         let temp = tempfile::tempdir().unwrap();
         let dir = DataDir::open(temp.path()).unwrap();
-        assert!(!dir.has_log());
+        assert!(!dir.has_log().unwrap());
         fs::create_dir(dir.log_dir()).unwrap();
-        assert!(!dir.has_log());
+        assert!(!dir.has_log().unwrap());
         fs::write(dir.log_dir().join("1.log"), "").unwrap();
-        assert!(dir.has_log());
+        assert!(dir.has_log().unwrap());
+    }
+
+    #[test]
+    fn a_log_that_cannot_be_looked_at_is_not_a_missing_one() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path()).unwrap();
+        // A file where a directory is expected, and a name that leads to itself.
+        fs::write(dir.log_dir(), "").unwrap();
+        let refused = dir.has_log().unwrap_err().to_string();
+        assert!(refused.contains("/log: "), "{refused}");
+        fs::remove_file(dir.log_dir()).unwrap();
+        std::os::unix::fs::symlink("log", dir.log_dir()).unwrap();
+        let refused = dir.set_log_aside(NOW).unwrap_err().to_string();
+        assert!(refused.contains("/log: "), "{refused}");
+    }
+
+    #[test]
+    fn an_incomplete_log_says_so_until_it_is_unmarked() {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = DataDir::open(temp.path()).unwrap();
+        dir.unmark_log().unwrap();
+        let staged = dir.stage_log().unwrap();
+        fs::write(staged.join("1.log"), "").unwrap();
+        mark_incomplete(&staged).unwrap();
+        assert!(!dir.log_is_incomplete());
+        dir.swap_in_staged_log(NOW).unwrap();
+        assert!(dir.log_is_incomplete());
+        dir.unmark_log().unwrap();
+        assert!(!dir.log_is_incomplete() && dir.has_log().unwrap());
+    }
+
+    #[test]
+    fn a_log_and_its_files_belong_to_their_data_directory_and_copies_to_none() {
+        let temp = tempfile::tempdir().unwrap();
+        let root = temp.path().canonicalize().unwrap();
+        for log in ["data/log", "data/log.bak-1", "elsewhere/log"] {
+            fs::create_dir_all(root.join(log)).unwrap();
+            fs::write(root.join(log).join("1.log"), "").unwrap();
+        }
+        drop(DataDir::open(&root.join("data")).unwrap());
+        let data = Some(root.join("data"));
+        for (log, expected) in [
+            ("data/log", &data),
+            ("data/log/1.log", &data),
+            ("data/log.bak-1", &None),
+            ("data/log.bak-1/1.log", &None),
+            ("elsewhere/log", &None),
+            ("data", &None),
+        ] {
+            assert_eq!(data_dir_of(&root.join(log)), *expected, "{log}");
+        }
     }
 
     #[test]

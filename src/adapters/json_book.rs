@@ -1,4 +1,13 @@
 //! `JsonBook`: the node's book as a file that a person can read.
+//!
+//! A node raises its generation before it serves, and must be able to do so on a disk that is full:
+//! it is wanted most then, for reads and for removals. So beside the book there is always a second
+//! file of its size and more, the draft of the next book. That one is written in place, forced, and
+//! changes names with the book, which is the draft of the one after it. Nothing is allocated for
+//! that, and nothing freed that somebody else could take. The rest of a longer draft is blanks.
+//!
+//! Where names cannot be exchanged, or space not be allocated ahead, the draft is renamed, and a full
+//! disk refuses the next book.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -11,12 +20,28 @@ use serde::{Deserialize, Serialize};
 use crate::domain::{Member, NodeId, Phase};
 use crate::ports::{Book, BookError, MemberBook};
 
+/// Space kept for members that are not in the book yet: some twenty of them, at least.
+const ROOM_BYTES: u64 = 4_096;
+
+/// A draft that is longer than the text by more than this is cut, not filled with blanks.
+const MAX_BLANKS: usize = 16_384;
+
 /// A book in a JSON file, replaced as a whole: written beside it, forced to disk, renamed.
 #[derive(Debug, Clone)]
 pub struct JsonBook {
     path: PathBuf,
     /// Held while the file is replaced, since there is one draft.
-    replacing: Arc<Mutex<()>>,
+    replacing: Arc<Mutex<Names>>,
+}
+
+/// Whether the names of the book and its draft are known to be on the device as they are here. Until
+/// then what is called the draft here may be the book that a power cut leaves, and must not be
+/// written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+enum Names {
+    #[default]
+    Unknown,
+    Durable,
 }
 
 impl JsonBook {
@@ -46,20 +71,90 @@ impl JsonBook {
     }
 
     fn replace(&self, book: &Book) -> io::Result<()> {
-        let _turn = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut names = self.replacing.lock().unwrap_or_else(PoisonError::into_inner);
         let mut text = serde_json::to_vec_pretty(&BookForm::from(book))?;
         text.push(b'\n');
+        if *names == Names::Unknown {
+            self.sync_names()?;
+        }
+        *names = Names::Unknown;
         let draft = self.path.with_extension("new");
-        let mut file = File::create(&draft)?;
+        let mut file = open_draft(&draft)?;
+        keep_room(&file, text.len());
+        let length = usize::try_from(file.metadata()?.len()).unwrap_or(usize::MAX);
+        if length > text.len().saturating_add(MAX_BLANKS) {
+            file.set_len(0)?;
+        } else {
+            fill_up(&mut text, length);
+        }
         file.write_all(&text)?;
         file.sync_all()?;
-        fs::rename(&draft, &self.path)?;
+        swap_in(&draft, &self.path)?;
+        self.sync_names()?;
+        *names = Names::Durable;
+        if let Ok(next) = open_draft(&draft) {
+            keep_room(&next, text.len());
+        }
+        Ok(())
+    }
+
+    fn sync_names(&self) -> io::Result<()> {
         match self.path.parent() {
             Some(dir) => File::open(dir)?.sync_all(),
             None => Ok(()),
         }
     }
+
+    fn not_saved(&self, error: &io::Error) -> BookError {
+        if error.kind() != io::ErrorKind::StorageFull {
+            return self.error(error);
+        }
+        let room = ROOM_BYTES;
+        self.error(&format!(
+            "the disk is full, and there is no draft of this file to write to; free some space, {room} bytes are enough"
+        ))
+    }
 }
+
+/// The draft as it is: if it were made shorter, its space would be gone.
+fn open_draft(draft: &Path) -> io::Result<File> {
+    File::options().create(true).truncate(false).write(true).open(draft)
+}
+
+/// Makes a text as long as the file that it is written to.
+fn fill_up(text: &mut Vec<u8>, length: usize) {
+    if text.len() < length {
+        text.pop();
+        text.resize(length - 1, b' ');
+        text.push(b'\n');
+    }
+}
+
+/// Gives the draft its name, and its own to what had that, if anything did.
+fn swap_in(draft: &Path, path: &Path) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        if renameat_with(CWD, draft, CWD, path, RenameFlags::EXCHANGE).is_ok() {
+            return Ok(());
+        }
+    }
+    fs::rename(draft, path)
+}
+
+/// Allocates space for a book of this length, and for some more, behind the end of the file. If there
+/// is none, writing will tell.
+#[cfg(target_os = "linux")]
+fn keep_room(file: &File, book_bytes: usize) {
+    use rustix::fs::{FallocateFlags, fallocate};
+    let bytes = (book_bytes as u64 + 2 * ROOM_BYTES) / ROOM_BYTES * ROOM_BYTES;
+    if let Err(error) = fallocate(file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+        tracing::debug!(%error, "no space kept for the next book of this node");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn keep_room(_file: &File, _book_bytes: usize) {}
 
 #[async_trait]
 impl MemberBook for JsonBook {
@@ -72,7 +167,8 @@ impl MemberBook for JsonBook {
     async fn save(&self, book: &Book) -> Result<(), BookError> {
         let (this, book) = (self.clone(), book.clone());
         let saving = tokio::task::spawn_blocking(move || this.replace(&book));
-        saving.await.map_err(|error| self.error(&error))?.map_err(|error| self.error(&error))
+        let saved = saving.await.map_err(|error| self.error(&error))?;
+        saved.map_err(|error| self.not_saved(&error))
     }
 }
 

@@ -14,4 +14,5 @@ pub mod http;
 pub mod json_book;
 pub mod json_quarantine;
 pub mod memory;
+pub mod record_lines;
 pub mod swim;

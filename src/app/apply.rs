@@ -16,6 +16,7 @@ use crate::ports::{
 use super::fence::{Blocked, Fence, Horizon};
 use super::hook_chain::HookChain;
 use super::refusals::Refusals;
+use super::restorer::Restorer;
 use super::stage::Stage;
 use super::stamps::Stamps;
 use super::underway::Underway;
@@ -72,25 +73,11 @@ impl Replica {
 
     /// Fills the store and the clock from the log.
     pub(crate) async fn replay(&self) -> Result<Replayed, LogError> {
-        let (store, stamps) = (Arc::clone(&self.store), Arc::clone(&self.stamps));
         let horizon = Arc::clone(self.fence.horizon());
-        let visitor = move |record| match record {
-            LogRecord::Write(write) => {
-                stamps.restore(write.entry.version.timestamp);
-                store.merge(write);
-            }
-            LogRecord::ClockBound(bound) => stamps.restore(bound),
-            LogRecord::Horizon(Timestamp::ZERO) => horizon.reset(),
-            LogRecord::Horizon(reached) => {
-                stamps.restore(reached);
-                horizon.raise(reached);
-            }
-            // At its place: what follows of this key may be older, and counts.
-            LogRecord::Expunged { key, version } => {
-                store.expunge(&key, version);
-            }
-        };
-        let replayed = self.log.replay(Box::new(visitor)).await?;
+        let restorer = Restorer::new(Arc::clone(&self.store), horizon);
+        let newest = Arc::clone(restorer.newest());
+        let replayed = self.log.replay(Box::new(restorer)).await?;
+        self.stamps.restore(newest.get());
         // At the end, once: until then tombstones hide what they removed.
         self.drop_tombstones().await;
         Ok(replayed)

@@ -59,7 +59,11 @@ impl Compactor {
             Err(LogError::Overloaded) => Err(ClientError::Overloaded(BUSY)),
             Err(error) => {
                 tracing::warn!(%error, "log not compacted");
-                Err(ClientError::from(&error))
+                Err(match error {
+                    // Of the copy; if it is the log itself, the node ends.
+                    LogError::Failed(reason) => ClientError::CompactionFailed(reason),
+                    error => ClientError::from(&error),
+                })
             }
         }
     }

@@ -14,12 +14,14 @@ use crate::domain::{
     StopRisk, StopWitness, Timestamp, Value,
 };
 use crate::ports::{
-    Answer, ClientApi, ClientError, ClusterStatus, Compacted, Consistency, ForgetError,
-    MemberStatus, NodeStats, NodeStatus, OpKind, OpLog, Operation, Origin, RequestOptions,
+    Answer, BackupStream, ClientApi, ClientError, ClusterStatus, Compacted, Consistency,
+    ForgetError, MemberStatus, NodeStats, NodeStatus, OpKind, OpLog, Operation, Origin,
+    RequestOptions,
 };
 
 use super::announcer::Announcer;
 use super::apply::Replica;
+use super::backups::Backups;
 use super::clocks::Clocks;
 use super::compactor::Compactor;
 use super::handoff::Handoff;
@@ -53,6 +55,7 @@ pub struct Coordinator {
     pub(crate) clocks: Arc<Clocks>,
     pub(crate) recounter: Arc<Recounter>,
     pub(crate) compactor: Arc<Compactor>,
+    pub(crate) backups: Backups,
     pub(crate) tasks: Tasks,
 }
 
@@ -169,6 +172,12 @@ impl ClientApi for Coordinator {
             answer.send(compactor.compact().await).ok();
         });
         compacted.await.unwrap_or(Err(ClientError::ShuttingDown))
+    }
+
+    async fn backup(&self) -> Result<Box<dyn BackupStream>, ClientError> {
+        // As for a read: what is not whole is no backup.
+        self.admit(&RequestOptions::default())?;
+        self.backups.begin().await
     }
 
     fn stop_risks(&self) -> Vec<StopRisk> {

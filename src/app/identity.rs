@@ -44,6 +44,11 @@ impl Identity {
         self.book.id
     }
 
+    /// Whether it knows any other member.
+    pub const fn knows_members(&self) -> bool {
+        !self.book.members.is_empty()
+    }
+
     /// Begins a new life: the generation is one higher, and that is durable when this returns. A
     /// node that goes on without the data it had is written down as one that has to join again;
     /// so it must be claimed before the data is touched, or a crash in between would leave a node
@@ -132,6 +137,7 @@ mod tests {
             (KeptData::All, Phase::Whole),
             (KeptData::None, Phase::Joining),
             (KeptData::Replaced, Phase::Joining),
+            (KeptData::Incomplete, Phase::Joining),
         ] {
             let mut book = kept("lally");
             book.expect_save().times(1).withf(move |b| b.phase == phase).returning(|_| Ok(()));

@@ -222,6 +222,7 @@ impl Node {
             clocks: Arc::clone(&clocks),
             recounter: Arc::new(Recounter::new(Arc::clone(&parts.store), settings.walks)),
             compactor: Arc::clone(&compactor),
+            backups: super::backups::Backups::new(Arc::clone(&parts.log), tasks.clone()),
             tasks: tasks.clone(),
         });
         let peer_service = Arc::new(PeerService {

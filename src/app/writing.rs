@@ -344,8 +344,9 @@ impl Running {
     fn record_failure(&mut self, node: NodeId, failure: Failure) {
         match failure {
             Failure::Here(error) => {
-                // A full disk is reported once, by the log.
-                if error != ApplyError::Log(LogError::DiskFull) {
+                // These are reported once, by the log.
+                let known = [LogError::DiskFull, LogError::DurabilityLag].map(ApplyError::Log);
+                if !known.contains(&error) {
                     tracing::warn!(%error, "write not taken by this node");
                 }
                 // A log that failed may hold it all the same, and the next start find it.
@@ -701,6 +702,7 @@ mod tests {
         for (error, told) in [
             (LogError::DiskFull, ClientError::DiskFull),
             (LogError::Overloaded, ClientError::Overloaded("the log cannot keep up")),
+            (LogError::DurabilityLag, ClientError::DurabilityLag),
             (LogError::Closed, ClientError::ShuttingDown),
         ] {
             let mut fixture = Fixture::with_peers([]);

@@ -26,6 +26,11 @@ impl LogWeight {
         self.payload_bytes.saturating_add(self.entries.saturating_mul(FRAME_BYTES))
     }
 
+    /// Whether a disk with so much free space cannot take the copy that a compaction writes.
+    pub const fn is_too_much_for(self, free_bytes: u64) -> bool {
+        self.live_bytes() > free_bytes
+    }
+
     /// Whether a compaction pays.
     pub const fn is_compaction_due(self) -> bool {
         self.log_bytes > LEAST_BYTES && self.log_bytes > self.live_bytes().saturating_mul(2)
@@ -35,6 +40,13 @@ impl LogWeight {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_copy_takes_as_much_as_what_is_held_whatever_the_length_of_the_log() {
+        let weight = LogWeight { log_bytes: 1 << 40, entries: 10, payload_bytes: 1_000 };
+        assert_eq!(weight.live_bytes(), 1_480);
+        assert!(weight.is_too_much_for(1_479) && !weight.is_too_much_for(1_480));
+    }
 
     fn is_due(log_bytes: u64, entries: u64, payload_bytes: u64) -> bool {
         LogWeight { log_bytes, entries, payload_bytes }.is_compaction_due()

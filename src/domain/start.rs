@@ -22,6 +22,8 @@ pub enum KeptData {
     None,
     /// Another log was put in its place.
     Replaced,
+    /// The log lacks records that were in it: it was damaged, and repaired.
+    Incomplete,
 }
 
 /// How a node starts.
@@ -31,7 +33,8 @@ pub enum Start {
     Found,
     /// A newcomer, without data that counts: joins before it serves, however long that takes.
     Join,
-    /// A member whose data is lost: as a newcomer, but its acknowledgements of old are missing.
+    /// A member whose data is lost, all or some: as a newcomer, but its acknowledgements of old are
+    /// missing.
     Rejoin,
     /// A former member with its data: compares with whoever answers, then serves.
     Return,
@@ -48,7 +51,7 @@ impl Start {
             (true, KeptData::All) if last_phase == Some(Phase::Whole) => Self::Resume,
             (true, KeptData::All | KeptData::Replaced) => Self::Return,
             _ if !knows_others => Self::Found,
-            (true, KeptData::None) => Self::Rejoin,
+            (true, KeptData::None | KeptData::Incomplete) => Self::Rejoin,
             (false, _) => Self::Join,
         }
     }
@@ -154,12 +157,15 @@ mod tests {
     }
 
     #[test]
-    fn a_member_without_its_data_is_a_newcomer() {
-        for last in [Phase::Whole, Phase::Left] {
-            assert_eq!(Start::decide(Some(last), KeptData::None, true), Start::Rejoin);
-            assert_eq!(Start::decide(Some(last), KeptData::None, false), Start::Found);
+    fn a_member_without_all_its_data_is_a_newcomer() {
+        for lost in [KeptData::None, KeptData::Incomplete] {
+            for last in [Phase::Whole, Phase::Left] {
+                assert_eq!(Start::decide(Some(last), lost, true), Start::Rejoin);
+                assert_eq!(Start::decide(Some(last), lost, false), Start::Found);
+            }
+            assert_eq!(Start::decide(Some(Phase::Joining), lost, true), Start::Join);
+            assert_eq!(Start::decide(None, lost, false), Start::Found);
         }
-        assert_eq!(Start::decide(Some(Phase::Joining), KeptData::None, true), Start::Join);
     }
 
     #[test]

@@ -9,7 +9,7 @@ use crate::domain::{
     StopRisk, Timestamp, Value,
 };
 
-use super::{Compacted, LogError, LogStats, StoreStats};
+use super::{BackupStream, Compacted, LogError, LogStats, StoreStats};
 
 /// What clients ask of this node. The HTTP adapter calls it, and so may an embedding program.
 ///
@@ -62,6 +62,15 @@ pub trait ClientApi: Send + Sync + 'static {
     /// [`ClientError::Overloaded`] when that is done already, [`ClientError::DiskFull`] when there is
     /// no space for the copy, and others; the log is as it was then.
     async fn compact_log(&self) -> Result<Compacted, ClientError>;
+
+    /// Begins a backup of this node: every write that it had taken when this was called is in it, and
+    /// of later ones none without all before it. Nobody waits for it. One at a time; whoever takes
+    /// nothing of it for a minute has given it up, and so has whoever drops it.
+    ///
+    /// # Errors
+    /// [`ClientError::NotReady`] when the node has not got its data, [`ClientError::Overloaded`] when
+    /// there is one already, [`ClientError::NoBackups`], and others.
+    async fn backup(&self) -> Result<Box<dyn BackupStream>, ClientError>;
 
     /// What speaks against stopping this node now; nothing if that is safe.
     fn stop_risks(&self) -> Vec<StopRisk>;
@@ -134,10 +143,22 @@ pub enum ClientError {
         /// The limit.
         max_bytes: usize,
     },
+    /// The disk is further behind than `--fsync everysec` allows: to take the write would be to risk
+    /// more than the last two seconds. Reads work; a retry helps once the disk has caught up, or at
+    /// another node.
+    #[error(
+        "the disk is behind: what was acknowledged two seconds ago is not forced to it yet \
+         (--fsync everysec); a retry helps once it has caught up"
+    )]
+    DurabilityLag,
     /// The disk of the log is full. Reads work, and removals as long as the log's reserve lasts; a retry helps
     /// once there is space.
     #[error("the disk is full: a retry helps once there is space")]
     DiskFull,
+    /// The log could not be compacted, and is as it was. A retry helps if the disk does what it
+    /// refused now.
+    #[error("the log is not compacted: {0}")]
+    CompactionFailed(String),
     /// The data of this node takes as much memory as it may. Reads, removals, and writes that make
     /// no value longer work; a retry helps once keys were removed.
     #[error(
@@ -148,6 +169,9 @@ pub enum ClientError {
         /// The limit, in bytes.
         max_memory: u64,
     },
+    /// The log of this node cannot be taken elsewhere. No retry helps.
+    #[error("the log of this node has no backups")]
+    NoBackups,
     /// A hook refused the operation. No retry helps.
     #[error("refused by the {hook} hook: {reason}")]
     Vetoed {
@@ -174,7 +198,9 @@ impl From<&LogError> for ClientError {
     fn from(error: &LogError) -> Self {
         match error {
             LogError::Overloaded => Self::Overloaded("the log cannot keep up"),
+            LogError::DurabilityLag => Self::DurabilityLag,
             LogError::DiskFull => Self::DiskFull,
+            LogError::NoBackups => Self::NoBackups,
             LogError::Failed(_) | LogError::Closed | LogError::Corrupt { .. } => Self::ShuttingDown,
         }
     }

@@ -1,6 +1,9 @@
 //! The `OpLog` port: what makes an in-memory node come back.
 
+use std::time::Duration;
+
 use async_trait::async_trait;
+use bytes::Bytes;
 
 use crate::domain::{Key, KeyedEntry, Timestamp, Version};
 
@@ -8,11 +11,14 @@ use crate::domain::{Key, KeyedEntry, Timestamp, Version};
 ///
 /// Contract (suite: `tests/it/contracts/log.rs`):
 /// * `replay` is called once, before the first `append`, and MUST visit every record of every
-///   `append` that returned `Ok` in an earlier life, in order; it MAY visit records of appends that
+///   `append` that returned `Ok` in an earlier life, in order (of each key, if the visitor can be had
+///   for [`another`](ReplayVisitor::another) thread); it MAY visit records of appends that
 ///   did not return. Replaying merges, so nothing else depends on the order. An `append` without it
 ///   MUST fail.
 /// * `append` MUST return `Ok` only when the records are as durable as the configured policy says:
-///   at least handed to the operating system, so that they survive the end of this process.
+///   at least handed to the operating system, so that they survive the end of this process. Where
+///   the policy bounds how far the device may be behind, and it is further, `append` MUST fail with
+///   [`LogError::DurabilityLag`].
 /// * The records of one `append` stay together and in order.
 /// * `append` is not atomic across a crash: a prefix of its records may survive.
 /// * While values are refused with [`LogError::DiskFull`], an `append` without values (of removals
@@ -23,6 +29,11 @@ use crate::domain::{Key, KeyedEntry, Timestamp, Version};
 ///   every record of every append that begins after [`SnapshotSource::settle`] was called; records
 ///   of appends before that it MAY leave out. It MUST NOT hold up appends for longer than a few
 ///   syncs, and a crash at any moment MUST leave what was there before or what is there after.
+/// * What a `backup` gives, put in the place of a log, MUST make a replay visit what the log's own would
+///   have visited at some moment after `backup` was called: every record of an append that returned
+///   before that, or what those come to, and of the later ones none without all before it. It MUST NOT
+///   hold up appends or compactions, however long the reader takes, and nothing that is cut off or
+///   changed on its way may pass for one. A log whose records cannot be taken elsewhere refuses.
 /// * After [`LogError::Failed`] from `append` every later `append` MUST fail: a log that could not be written
 ///   once is never believed again.
 #[cfg_attr(test, mockall::automock)]
@@ -47,6 +58,16 @@ pub trait OpLog: Send + Sync + 'static {
     /// failed with; and [`LogError::Failed`]. After any of them the log is as it was, and appends go
     /// on unless they say otherwise.
     async fn compact(&self, source: Box<dyn SnapshotSource>) -> Result<Compacted, LogError>;
+
+    /// Begins a backup: what this log says now, as one file, a piece at a time. Dropping the stream
+    /// ends it. What the bytes are is the adapter's business.
+    ///
+    /// # Errors
+    /// [`LogError::NoBackups`], [`LogError::Closed`], [`LogError::Overloaded`] when the log changes too
+    /// often to be got hold of, and [`LogError::Failed`].
+    async fn backup(&self) -> Result<Box<dyn BackupStream>, LogError> {
+        Err(LogError::NoBackups)
+    }
 
     /// Sizes and counts.
     fn stats(&self) -> LogStats;
@@ -74,6 +95,21 @@ pub trait SnapshotEntries: Send + 'static {
     fn next(&mut self) -> Option<Vec<KeyedEntry>>;
 }
 
+/// A backup on its way.
+#[cfg_attr(test, mockall::automock)]
+#[async_trait]
+pub trait BackupStream: Send + 'static {
+    /// Its length in bytes, about: for those who show how far it is.
+    fn expected_bytes(&self) -> u64;
+
+    /// The next piece; `None` when that was all. What ends otherwise is no backup. Cancel safe.
+    ///
+    /// # Errors
+    /// [`LogError::Corrupt`] when a record of the log does not read back, [`LogError::Failed`] when a
+    /// file does not, [`LogError::Closed`] when the node stops. The log itself is as it was.
+    async fn next(&mut self) -> Result<Option<Bytes>, LogError>;
+}
+
 /// What a compaction did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Compacted {
@@ -89,6 +125,13 @@ pub struct Compacted {
 pub trait ReplayVisitor: Send + 'static {
     /// The next record.
     fn visit(&mut self, record: LogRecord);
+
+    /// A visitor that does the same on another thread, if that is possible: then records of different
+    /// keys come in any order and at the same time, those of one key in order and to one visitor, and
+    /// those of no key in order and to the first. All are dropped when the replay returns.
+    fn another(&self) -> Option<Box<dyn ReplayVisitor>> {
+        None
+    }
 }
 
 impl<F: FnMut(LogRecord) + Send + 'static> ReplayVisitor for F {
@@ -145,8 +188,42 @@ pub struct LogStats {
     pub bytes: u64,
     /// Records appended since the start.
     pub appended: u64,
-    /// Times data was forced to disk since the start.
-    pub syncs: u64,
+    /// How long forcing data to disk took, each time since the start.
+    pub syncs: SyncTimes,
+    /// How long the oldest data that is to be forced to disk has waited for that; `None` when none
+    /// waits.
+    pub unforced_for: Option<Duration>,
+}
+
+/// How long syncs took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct SyncTimes {
+    /// How many took no longer than the bound of this place and longer than the one before; the last
+    /// is of those that took longer than all bounds.
+    pub counts: [u64; Self::BOUNDS.len() + 1],
+    /// All of them together.
+    pub total: Duration,
+}
+
+impl SyncTimes {
+    /// From a device with a cache of its own to one that hangs.
+    pub const BOUNDS: [Duration; 10] = [
+        Duration::from_micros(100),
+        Duration::from_micros(500),
+        Duration::from_millis(1),
+        Duration::from_millis(5),
+        Duration::from_millis(20),
+        Duration::from_millis(100),
+        Duration::from_millis(500),
+        Duration::from_secs(1),
+        Duration::from_secs(2),
+        Duration::from_secs(10),
+    ];
+
+    /// How many syncs there were.
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
 }
 
 /// Why the log did not do what it was asked.
@@ -155,6 +232,10 @@ pub enum LogError {
     /// The queue of the writer stayed full. Nothing was written; a retry may help.
     #[error("the log cannot keep up: its queue stayed full")]
     Overloaded,
+    /// The device takes longer to force data than the policy allows acknowledged data to wait.
+    /// Nothing was written; a retry helps once the device has caught up.
+    #[error("the disk is behind: what was acknowledged before is not forced to it yet")]
+    DurabilityLag,
     /// The disk is full. Nothing was written; a retry helps once there is space. To an append that
     /// holds a value it says that there is no space beyond the reserve; one without values may still
     /// be taken.
@@ -164,6 +245,9 @@ pub enum LogError {
     /// helps, and the node must end.
     #[error("the log failed and cannot be trusted any more: {0}")]
     Failed(String),
+    /// Records of this log cannot be taken elsewhere. Nothing was done; no retry helps.
+    #[error("this log has no backups")]
+    NoBackups,
     /// The log was closed. Nothing was written.
     #[error("the log is closed")]
     Closed,

@@ -29,8 +29,8 @@ pub use clock::Clock;
 pub use detector::{FailureDetector, LivenessChange};
 pub use hook::{Effect, Hook, OpKind, Operation, Origin, Veto};
 pub use log::{
-    Compacted, LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed, SnapshotEntries,
-    SnapshotSource,
+    BackupStream, Compacted, LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed,
+    SnapshotEntries, SnapshotSource, SyncTimes,
 };
 pub use quarantine::{Quarantine, QuarantineError};
 pub use replica::{
@@ -45,6 +45,6 @@ pub use transport::{
 #[cfg(test)]
 pub use self::{
     book::MockMemberBook, client::MockClientApi, clock::MockClock, detector::MockFailureDetector,
-    hook::MockHook, log::MockOpLog, quarantine::MockQuarantine, replica::MockReplicaApi,
-    store::MockStore, transport::MockPeerTransport,
+    hook::MockHook, log::MockBackupStream, log::MockOpLog, quarantine::MockQuarantine,
+    replica::MockReplicaApi, store::MockStore, transport::MockPeerTransport,
 };

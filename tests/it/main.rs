@@ -13,9 +13,12 @@
 
 mod contracts;
 mod examples;
+mod golden;
 mod in_memory;
 mod network;
 mod process;
+mod results;
 mod simulation;
 mod small_disk;
+mod syscalls;
 mod tidy;

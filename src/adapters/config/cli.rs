@@ -1,9 +1,13 @@
-//! The command line: one flag per key, in hyphens and in underscores.
+//! The command line: one flag per key, in hyphens and in underscores, or a command.
+//!
+//! A command has the flags of those keys that it needs, and no others.
 
 use std::ffi::OsString;
+use std::path::PathBuf;
 
-use clap::{Arg, ArgAction, ArgMatches, Command};
+use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use super::forms::{self, SeedAddr};
 use super::keys::{KEYS, KeySpec, Kind};
 
 const EXAMPLES: &str = "\
@@ -19,30 +23,157 @@ Examples:
   lally --bind 0.0.0.0 --seed-node db-1.internal:50071 --read-quorum majority --write-quorum majority
       A node of a cluster over several hosts whose reads see every acknowledged write
 
-Exit codes: 0 stopped on request; 1 runtime failure; 2 usage or configuration; 65 corrupt log.";
+Exit codes: 0 stopped on request, or done; 1 runtime failure; 2 usage or configuration; 65 corrupt
+log.";
 
-/// What the command line gives, as pairs of key and text. The first argument is the program.
+/// The argument that commands work on.
+const PATH: &str = "PATH";
+
+/// The keys that a command for the data directory of a node takes as flags.
+const DATA_DIR_KEYS: [&str; 3] = ["config", "data_dir", "cluster_name"];
+
+/// The option that says which node a command talks to.
+const FROM: &str = "from";
+
+/// The keys by which that is known otherwise.
+const HTTP_KEYS: [&str; 3] = ["config", "bind", "http_port"];
+
+/// What the command line gives.
+#[derive(Debug)]
+pub(super) struct CommandLine {
+    /// As pairs of key and text.
+    pub(super) flags: Vec<(&'static KeySpec, String)>,
+    pub(super) asked: Asked,
+}
+
+/// What is to be done.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Asked {
+    Run,
+    LogCheck(Vec<PathBuf>),
+    LogDump(Vec<PathBuf>),
+    LogRepair(PathBuf),
+    LogImport(PathBuf),
+    Backup { to: PathBuf, from: Option<SeedAddr> },
+}
+
+/// Reads the command line. The first argument is the program.
 ///
 /// # Errors
 /// Help and version end here too, as clap has it.
-pub(super) fn read(args: Vec<OsString>) -> Result<Vec<(&'static KeySpec, String)>, clap::Error> {
+pub(super) fn read(args: Vec<OsString>) -> Result<CommandLine, clap::Error> {
     let matches = command().try_get_matches_from(args)?;
-    Ok(KEYS.iter().filter_map(|key| Some((key, text(&matches, key)?))).collect())
+    let (mut innermost, mut names) = (&matches, Vec::new());
+    while let Some((name, inner)) = innermost.subcommand() {
+        names.push(name);
+        innermost = inner;
+    }
+    let paths = || innermost.get_many::<PathBuf>(PATH).into_iter().flatten().cloned();
+    let path = || paths().next().unwrap_or_default();
+    let asked = match names.as_slice() {
+        ["log", "check"] => Asked::LogCheck(paths().collect()),
+        ["log", "dump"] => Asked::LogDump(paths().collect()),
+        ["log", "repair"] => Asked::LogRepair(path()),
+        ["log", "import"] => Asked::LogImport(path()),
+        ["backup"] => {
+            Asked::Backup { to: path(), from: innermost.get_one::<SeedAddr>(FROM).cloned() }
+        }
+        _ => Asked::Run,
+    };
+    let flags = KEYS.iter().filter_map(|key| Some((key, text(innermost, key)?))).collect();
+    Ok(CommandLine { flags, asked })
 }
 
+/// The text of a key, if the command has its flag and it was given.
 fn text(matches: &ArgMatches, key: &KeySpec) -> Option<String> {
-    let values: Vec<&str> = matches.get_many::<String>(key.name)?.map(String::as_str).collect();
+    let values = matches.try_get_many::<String>(key.name).ok().flatten()?;
     // A list in several flags is the same list in one.
-    Some(values.join(","))
+    Some(values.map(String::as_str).collect::<Vec<_>>().join(","))
 }
 
 fn command() -> Command {
     Command::new("lally")
         .version(env!("CARGO_PKG_VERSION"))
-        .about("Lally, a distributed in-memory key-value database: runs one node")
+        .about(
+            "Lally, a distributed in-memory key-value database: runs one node, unless it is given a \
+             command",
+        )
         .after_help(EXAMPLES)
         .max_term_width(100)
+        .args_conflicts_with_subcommands(true)
         .args(KEYS.iter().map(arg))
+        .subcommand(log())
+        .subcommand(backup())
+}
+
+/// What commands work on.
+fn path(help: &'static str) -> Arg {
+    Arg::new(PATH).help(help).required(true).value_parser(value_parser!(PathBuf))
+}
+
+fn log() -> Command {
+    let one = path("A segment or a snapshot, or a directory of them; a data directory is its log");
+    let several = one.clone().num_args(1..);
+    let file = path("Lines as 'lally log dump' prints them; - is standard input");
+    let file = file.value_name("FILE");
+    Command::new("log")
+        .about("Checks, prints, repairs and extends logs on disk")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(
+            Command::new("check")
+                .about("Reads logs as a start does and says what is damaged; changes nothing")
+                .after_help(
+                    "The log of a running node can be checked. Exit codes: 0 nothing is damaged (a \
+                     torn tail, which the next start cuts, is no damage); 65 damaged.",
+                )
+                .arg(several.clone()),
+        )
+        .subcommand(
+            Command::new("dump")
+                .about("Prints the records of logs as lines of JSON; changes nothing")
+                .after_help(
+                    "Exit codes: 0 everything is printed; 65 damaged, and everything before that is \
+                     printed.",
+                )
+                .arg(several),
+        )
+        .subcommand(
+            Command::new("repair")
+                .about("Replaces a damaged log by what of it is intact; the original is kept")
+                .after_help(
+                    "The node of the log must not run. What is skipped is printed, and lost: the \
+                     node joins its cluster again before it counts for quorums, and gets it from \
+                     there. With other members, --recover-from-peers may be all you need.",
+                )
+                .arg(one),
+        )
+        .subcommand(
+            Command::new("import")
+                .about("Adds records to the log of a node that does not run")
+                .after_help(
+                    "Everything is imported, or, if a line is wrong, nothing. Records keep their \
+                     versions: what the node holds already, or something newer, it keeps.",
+                )
+                .arg(file)
+                .args(DATA_DIR_KEYS.iter().filter_map(|name| KeySpec::find(name)).map(arg)),
+        )
+}
+
+fn backup() -> Command {
+    let from =
+        Arg::new(FROM).long(FROM).value_name("HOST:PORT").value_parser(forms::seed).help(
+            "HTTP address of the node [default: the http_port of this machine's configuration]",
+        );
+    Command::new("backup")
+        .about("Makes a backup of a node that runs, without a pause")
+        .after_help(
+            "A node starts on the backup with 'lally --replay-log DIR'. Exit codes: 0 the backup is \
+             complete; 1 there is none, and nothing is left of it; 2 DIR is not empty.",
+        )
+        .arg(path("Where to put it: a directory that is empty, or does not exist").value_name("DIR"))
+        .arg(from)
+        .args(HTTP_KEYS.iter().filter_map(|name| KeySpec::find(name)).map(arg))
 }
 
 fn arg(key: &KeySpec) -> Arg {
@@ -67,7 +198,9 @@ mod tests {
 
     fn given(args: &[&str]) -> Vec<(&'static str, String)> {
         let args = ["lally"].iter().chain(args).map(OsString::from).collect();
-        read(args).unwrap().into_iter().map(|(key, text)| (key.name, text)).collect()
+        let read = read(args).unwrap();
+        assert_eq!(read.asked, Asked::Run);
+        read.flags.into_iter().map(|(key, text)| (key.name, text)).collect()
     }
 
     #[test]
@@ -108,5 +241,31 @@ mod tests {
             assert!(help.contains(&key.variable()), "{}", key.name);
         }
         assert!(help.contains("[default: 50071]") && help.contains("Examples:"));
+        assert!(help.contains("Commands:\n  log "), "{help}");
+    }
+
+    #[test]
+    fn a_backup_is_made_of_the_node_that_is_named_or_configured() {
+        let read = |args: &[&str]| {
+            let args = ["lally", "backup"].iter().chain(args).map(OsString::from).collect();
+            read(args).map(|read| (read.asked, read.flags.len()))
+        };
+        let backup = |from| Asked::Backup { to: "d".into(), from };
+        let addr = SeedAddr { host: "::1".into(), port: 3000 };
+        assert_eq!(read(&["d"]).unwrap(), (backup(None), 0));
+        assert_eq!(read(&["--from", "[::1]:3000", "d"]).unwrap(), (backup(Some(addr)), 0));
+        assert_eq!(read(&["d", "--http-port", "1"]).unwrap(), (backup(None), 1));
+        for wrong in [&[][..], &["d", "e"], &["d", "--from", "here"], &["d", "--data-dir", "x"]] {
+            assert!(read(wrong).is_err(), "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_command_has_its_own_flags() {
+        let args = ["lally", "log", "import", "a", "--data_dir", "d", "--cluster-name=c"];
+        let read = read(args.map(OsString::from).into()).unwrap();
+        assert_eq!(read.asked, Asked::LogImport("a".into()));
+        let flags = read.flags.iter().map(|(key, text)| (key.name, text.as_str()));
+        assert!(flags.eq([("data_dir", "d"), ("cluster_name", "c")]));
     }
 }

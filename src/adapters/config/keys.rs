@@ -69,13 +69,16 @@ macro_rules! key {
 
 /// Every key, in the order of the help.
 #[rustfmt::skip]
-pub(super) const KEYS: [KeySpec; 25] = [
+pub(super) const KEYS: [KeySpec; 26] = [
     key!("fresh", "fresh", Switch, "BOOL", Some("false"),
         "Start with an empty log; the old one is moved aside, never deleted",
         "true or false"),
     key!("replay_log", "replay-log", Text, "PATH", None,
         "Replace the contents of the node's log by those of this log and replay them; the old one is moved aside",
         "the path of a log"),
+    key!("recover_from_peers", "recover-from-peers", Switch, "BOOL", Some("false"),
+        "If the log is damaged, move it aside and get the data from the other members",
+        "true or false"),
     key!("seed_node", "seed-node", List, "HOST:PORT", None,
         "gRPC address of any member of the cluster to join; may be given several times, or as a comma list",
         "HOST:PORT, or several with commas between them (YAML: or a list); HOST is an IPv4 address, an IPv6 address in brackets ([::1]) or a DNS name, PORT is 1 to 65535"),

@@ -12,7 +12,9 @@ use std::path::{Path, PathBuf};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
+use super::cli::{Asked, CommandLine};
 use super::errors::{ConfigExit, Refused};
+use super::invocation::{Command, Invocation, LogCommand};
 use super::keys::{CONFIG, KEYS, KeySpec, Kind};
 use super::{Config, cli, forms};
 
@@ -25,12 +27,13 @@ const MAX_FILE_BYTES: u64 = 1_024 * 1_024;
 const RUST_LOG: &str = "RUST_LOG";
 const LOG_LEVEL: &str = "log_level";
 
-/// Reads the configuration from the command line (the first argument is the program), the
-/// environment and the file they name, or `./lally.yml`.
+/// Reads what is to be done from the command line (the first argument is the program), and the
+/// configuration for that from there, the environment and the file they name, or `./lally.yml`.
+/// What needs no configuration is not held up by a mistake in it.
 ///
 /// # Errors
 /// Help and version, and every refusal, with what to print and the exit code. Nothing was touched.
-pub fn parse(args: Vec<OsString>, env: Vec<(String, String)>) -> Result<Config, ConfigExit> {
+pub fn parse(args: Vec<OsString>, env: Vec<(String, String)>) -> Result<Invocation, ConfigExit> {
     parse_beside(Path::new(DEFAULT_FILE), args, env)
 }
 
@@ -38,11 +41,28 @@ fn parse_beside(
     default_file: &Path,
     args: Vec<OsString>,
     env: Vec<(String, String)>,
-) -> Result<Config, ConfigExit> {
-    let flags = cli::read(args)?;
-    // Of a variable that is there twice, the later one counts, as in a shell.
-    let env = env.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-    Ok(merge(default_file, flags, &env)?)
+) -> Result<Invocation, ConfigExit> {
+    let CommandLine { flags, asked } = cli::read(args)?;
+    let config = || {
+        // Of a variable that is there twice, the later one counts, as in a shell.
+        let env = env.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+        merge(default_file, flags, &env).map(Box::new)
+    };
+    let command = match asked {
+        Asked::Run => return Ok(Invocation::Run(config()?)),
+        Asked::LogCheck(paths) => LogCommand::Check { paths },
+        Asked::LogDump(paths) => LogCommand::Dump { paths },
+        Asked::LogRepair(path) => LogCommand::Repair { path },
+        Asked::LogImport(file) => LogCommand::Import { file, node: config()? },
+        Asked::Backup { to, from } => {
+            let from = match from {
+                Some(addr) => addr.to_string(),
+                None => config()?.http_addr_here().map_err(Refused::new)?,
+            };
+            return Ok(Invocation::Do(Command::Backup { to, from }));
+        }
+    };
+    Ok(Invocation::Do(Command::Log(command)))
 }
 
 type Texts = Vec<(&'static KeySpec, String)>;
@@ -302,14 +322,15 @@ write_quorum: 1 # Number of nodes required for a successful write operation
             self
         }
 
-        fn parse(&self) -> Result<Config, ConfigExit> {
+        fn parse(&self) -> Result<Invocation, ConfigExit> {
             let args = ["lally"].into_iter().chain(self.args.iter().map(String::as_str));
             let args = args.map(OsString::from).collect();
             parse_beside(&self.path("lally.yml"), args, self.env.clone())
         }
 
         fn config(&self) -> Config {
-            self.parse().unwrap()
+            let Ok(Invocation::Run(config)) = self.parse() else { panic!("{:?}", self.parse()) };
+            *config
         }
 
         /// The message of a refusal.
@@ -331,6 +352,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         let config = layers().config();
         assert_eq!(config.config_file, None);
         assert!(!config.fresh && config.replay_log.is_none() && config.seed_nodes.is_empty());
+        assert!(!config.recover_from_peers);
         assert_eq!((config.http_port, config.grpc_port), (3_000, 50_071));
         assert_eq!((config.read_quorum, config.write_quorum), (QuorumSpec::ONE, QuorumSpec::ONE));
         assert_eq!(config.bind.to_string(), "127.0.0.1");
@@ -393,6 +415,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
     fn every_setting_can_be_given_in_every_layer() {
         let settings = [
             ("fresh", "true"),
+            ("recover_from_peers", "true"),
             ("seed_node", "127.0.0.1:9"),
             ("http_port", "0"),
             ("grpc_port", "0"),
@@ -514,6 +537,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
     fn a_wrong_value_is_refused_with_its_place_its_key_and_the_form() {
         for (key, wrong, form) in [
             ("fresh", "maybe", "true or false"),
+            ("recover_from_peers", "seldom", "true or false"),
             ("http_port", "65536", "from 0 to 65535"),
             ("http_port", "abc", "from 0 to 65535"),
             ("grpc_port", "-1", "from 0 to 65535"),
@@ -650,11 +674,74 @@ write_quorum: 1 # Number of nodes required for a successful write operation
 
     #[test]
     fn mistakes_on_the_command_line_are_usage_errors() {
-        for args in [&["--http-prot", "1"][..], &["serve"], &["--http-port"], &["--fresh", "yes"]] {
+        for args in [
+            &["--http-prot", "1"][..],
+            &["serve"],
+            &["--http-port"],
+            &["--fresh", "yes"],
+            &["log"],
+            &["log", "check"],
+            &["log", "mend", "a"],
+            &["log", "repair", "a", "b"],
+            &["--http-port", "1", "log", "check", "a"],
+            &["log", "check", "a", "--http-port", "1"],
+            &["log", "import", "a", "--http-port", "1"],
+        ] {
             layers().args(args).refused();
         }
         assert_says(&layers().args(&["--http-prot", "1"]).refused(), &["--http-port"]);
         assert_says(&layers().args(&["--data-dir="]).refused(), &["--data-dir", "path"]);
+    }
+
+    #[test]
+    fn a_command_that_needs_no_configuration_does_not_read_it() {
+        let wrong = || file("http_port: abc\n").env("LALLY_GRPC_PORT", "x");
+        let paths = vec![PathBuf::from("a"), PathBuf::from("b")];
+        for (args, expected) in [
+            (&["log", "check", "a", "b"][..], LogCommand::Check { paths: paths.clone() }),
+            (&["log", "dump", "a", "b"], LogCommand::Dump { paths }),
+            (&["log", "repair", "a"], LogCommand::Repair { path: "a".into() }),
+        ] {
+            let given = wrong().args(args).parse().unwrap();
+            assert_eq!(given, Invocation::Do(Command::Log(expected)));
+        }
+        assert_says(&wrong().args(&["log", "import", "a"]).refused(), &["http_port"]);
+    }
+
+    #[test]
+    fn a_backup_is_of_the_node_that_the_configuration_says() {
+        let from = |layers: Layers, args: &[&str]| {
+            let given = layers.args(&[&["backup", "d"][..], args].concat()).parse();
+            let Ok(Invocation::Do(Command::Backup { to, from })) = given else {
+                panic!("{given:?}")
+            };
+            assert_eq!(to, PathBuf::from("d"));
+            from
+        };
+        assert_eq!(from(layers(), &[]), "127.0.0.1:3000");
+        assert_eq!(from(file("http_port: 3001\nbind: 0.0.0.0\n"), &[]), "127.0.0.1:3001");
+        assert_eq!(from(file("bind: '::'\n"), &["--http-port", "7"]), "[::1]:7");
+        assert_eq!(from(layers().env("LALLY_BIND", "10.0.0.1"), &[]), "10.0.0.1:3000");
+        assert_eq!(from(file("http_port: abc\n"), &["--from", "db:1"]), "db:1");
+        let any = file("http_port: 0\n").args(&["backup", "d"]);
+        assert_says(&any.refused(), &["http_port", "--from"]);
+    }
+
+    #[test]
+    fn a_command_for_a_node_has_the_configuration_of_the_node() {
+        let layers = file("cluster_name: blue\n").env("LALLY_DATA_DIR", "here");
+        let config = layers.config();
+        let args = ["log", "import", "a.jsonl"];
+        let given = layers.args(&args).parse().unwrap();
+        let import = |node| {
+            let node = Box::new(node);
+            Invocation::Do(Command::Log(LogCommand::Import { file: "a.jsonl".into(), node }))
+        };
+        assert_eq!(given, import(config.clone()));
+        let layers = file("cluster_name: blue\n").args(&args).args(&["--data-dir", "there"]);
+        let config_file = Some(layers.path("lally.yml"));
+        let there = Config { data_dir: "there".into(), config_file, ..config };
+        assert_eq!(layers.parse().unwrap(), import(there));
     }
 
     #[test]

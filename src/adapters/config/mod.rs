@@ -5,17 +5,20 @@
 //! defaults follow, so that the ways to set a key cannot drift apart. Each way is a layer
 //! (`layers`) of a figment, which remembers where every value came from: a refusal always names
 //! the place to change. What a value must look like is in `forms`, what values must not meet in
-//! `settings`. `docs/configuration.md` is the reference for users.
+//! `settings`, and what else but running a node can be asked for in `invocation`.
+//! `docs/configuration.md` is the reference for users.
 
 mod cli;
 mod errors;
 mod forms;
+mod invocation;
 mod keys;
 mod layers;
 mod settings;
 
 pub use errors::{ConfigExit, Stream};
 pub use forms::{AdvertiseAddr, SeedAddr};
+pub use invocation::{Command, Invocation, LogCommand};
 pub use keys::KNOWN_HOOKS;
 pub use layers::parse;
 pub use settings::{Config, Fsync, LogFormat};

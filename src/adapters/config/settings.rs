@@ -1,6 +1,6 @@
 //! The settings of a node, typed, and the rules between them.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -38,6 +38,8 @@ pub struct Config {
     pub fresh: bool,
     /// The log whose contents replace the node's. Never together with `fresh`.
     pub replay_log: Option<PathBuf>,
+    /// Set a damaged log aside, and get the data from the other members.
+    pub recover_from_peers: bool,
     /// Members to join through; none for the first node of a cluster.
     pub seed_nodes: Vec<SeedAddr>,
     /// 0 for any free port.
@@ -105,6 +107,24 @@ pub enum LogFormat {
 }
 
 impl Config {
+    /// `HOST:PORT` at which a program on this machine finds the HTTP server of this node.
+    ///
+    /// # Errors
+    /// When that is not known before the node runs.
+    pub(super) fn http_addr_here(&self) -> Result<String, String> {
+        if self.http_port == 0 {
+            return Err(
+                "http_port is 0, any free port: say with --from HOST:PORT where the node is".into(),
+            );
+        }
+        let ip = match self.bind {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        Ok(SocketAddr::new(ip, self.http_port).to_string())
+    }
+
     /// Reads every setting. The rules between settings are not checked yet.
     pub(super) fn read(figment: &Figment, config_file: Option<PathBuf>) -> Result<Self, Refused> {
         let from = Reader(figment);
@@ -116,6 +136,7 @@ impl Config {
             config_file,
             fresh: from.required("fresh", forms::switch)?,
             replay_log: from.optional("replay_log", path)?,
+            recover_from_peers: from.required("recover_from_peers", forms::switch)?,
             seed_nodes: from.optional("seed_node", seeds)?.unwrap_or_default(),
             http_port: from.required("http_port", port)?,
             grpc_port: from.required("grpc_port", port)?,

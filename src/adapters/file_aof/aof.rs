@@ -11,16 +11,20 @@ use async_trait::async_trait;
 
 use crate::domain::NodeId;
 use crate::ports::{
-    Compacted, LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed, SnapshotSource,
+    BackupStream, Compacted, LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed,
+    SnapshotSource,
 };
 
+use super::backup::OpenLog;
 use super::compaction::write_snapshot;
-use super::disk::FsyncPolicy;
-use super::files::{FileKind, LogFiles, failed, sync_dir};
+use super::disk::{FsyncPolicy, free_bytes};
+use super::files::{LogFiles, Unmade, failed, sync_dir};
+use super::own::read_own;
 use super::queue::{Begun, Position, QueueLimits};
-use super::reader::{End, read_all};
+use super::reader::End;
+use super::replay::Fanout;
 use super::rotation::{SegmentDir, Segments};
-use super::shared::Older;
+use super::shared::{Older, SyncSchedule};
 use super::writer::Writer;
 
 /// Bytes of records that may wait for the disk.
@@ -93,6 +97,11 @@ impl FileAof {
         Ok(Self { options, writer, thread, compacting, closing: Arc::default() })
     }
 
+    /// Free space on the disk of the log, if it says so.
+    pub fn free_bytes(&self) -> Option<u64> {
+        free_bytes(&self.options.dir)
+    }
+
     /// Resolves once the log has failed: then the node must end. Cancel safe.
     pub async fn wait_failed(&self) -> LogError {
         match self.writer.get() {
@@ -105,7 +114,7 @@ impl FileAof {
         let Mended { begun, older, .. } = mended;
         let AofOptions { fsync, queue_bytes: bytes, queue_wait: wait, .. } = self.options;
         let (limits, segments) = (QueueLimits { bytes, wait }, Box::new(self.options.segments()));
-        let (writer, work) = Writer::new(begun, older, segments, fsync, limits);
+        let (writer, work) = Writer::new(begun, older, segments, SyncSchedule::of(fsync), limits);
         let thread = std::thread::Builder::new()
             .name("lally-log".into())
             .spawn(work)
@@ -152,10 +161,26 @@ impl OpLog for FileAof {
             (self.options.segments(), writer.marks(), Arc::clone(&self.closing));
         let writing = move || write_snapshot(&dir, at, marks, entries.as_mut(), &stop);
         let written = tokio::task::spawn_blocking(writing).await;
-        let outcome = written.map_err(|error| LogError::Failed(error.to_string()))??;
+        let outcome = written.map_err(|error| LogError::Failed(error.to_string()))?;
+        let outcome = outcome.inspect_err(|unmade| match unmade {
+            Unmade::Undone(_) => {}
+            // The next compaction would remove what this one may have to be replaced by.
+            Unmade::Unforced(error) => writer.fail(error),
+        })?;
         writer.note_files(outcome.snapshot_bytes, outcome.removed_bytes);
         let (records, after) = (outcome.records, writer.stats().bytes);
         Ok(Compacted { records, bytes_before: before, bytes_after: after })
+    }
+
+    async fn backup(&self) -> Result<Box<dyn BackupStream>, LogError> {
+        let Some(writer) = self.writer.get() else {
+            return Err(LogError::Failed("backup before replay".into()));
+        };
+        let (segments, end) = (self.options.segments(), writer.end());
+        let opening = tokio::task::spawn_blocking(move || {
+            OpenLog::open(&segments, end).map(|log| log.stream(&segments))
+        });
+        opening.await.map_err(|error| LogError::Failed(error.to_string()))?
     }
 
     async fn close(&self) -> Result<(), LogError> {
@@ -190,19 +215,20 @@ struct Mended {
 /// Replays the files, cuts a torn tail, opens the last segment for appending, and takes the reserve.
 fn read_and_mend(
     options: &AofOptions,
-    mut visitor: Box<dyn ReplayVisitor>,
+    visitor: Box<dyn ReplayVisitor>,
 ) -> Result<Mended, LogError> {
     let files = LogFiles::list(&options.dir)?;
     let mut older = Older::default();
-    let read = read_all(&files, &options.cluster, |record| {
+    let mut visitors = Fanout::start(visitor);
+    let read = read_own(&files, options, |record| {
         older.marks.raise(&record);
-        visitor.visit(record);
-    })?;
+        visitors.visit(record);
+    });
+    let taken_in = visitors.finish();
+    let read = read?;
+    taken_in?;
     let (replayed, begun) = match read {
         None => (Replayed::default(), options.segments().begin(1, 1)?),
-        Some((_, end)) if end.header.kind == FileKind::Snapshot => {
-            return Err(end.corrupt("the segment that follows this snapshot is missing"));
-        }
         Some((replayed, end)) => {
             let (good_bytes, next_sequence) = (end.good_bytes, end.next_sequence);
             cut_torn_tail(&end)?;
@@ -216,7 +242,7 @@ fn read_and_mend(
     Ok(Mended { replayed, begun, older })
 }
 
-fn cut_torn_tail(end: &End) -> Result<(), LogError> {
+pub(super) fn cut_torn_tail(end: &End) -> Result<(), LogError> {
     if end.torn_bytes == 0 {
         return Ok(());
     }

@@ -18,7 +18,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::ports::{LogError, LogRecord, SnapshotEntries};
 
-use super::files::{FileKind, LogFiles, begin_draft, failed, file_name, publish};
+use super::files::{FileKind, LogFiles, Unmade, begin_draft, failed, file_name, publish};
 use super::format::{encode, encode_end};
 use super::marks::Marks;
 use super::rotation::{SegmentDir, Switched};
@@ -37,17 +37,17 @@ pub(super) struct Outcome {
 }
 
 /// Writes the snapshot that stands for everything before `at`, and removes that. Stops when `stop`
-/// is set. A failure leaves the log as it is.
+/// is set. A failure leaves the log as it is, unless it says otherwise.
 pub(super) fn write_snapshot(
     dir: &SegmentDir,
     at: Switched,
     marks: Marks,
     entries: &mut dyn SnapshotEntries,
     stop: &AtomicBool,
-) -> Result<Outcome, LogError> {
+) -> Result<Outcome, Unmade> {
     let header = dir.header(FileKind::Snapshot, at);
     let path = dir.dir.join(file_name(FileKind::Snapshot, at.number));
-    let (draft, file) = begin_draft(&path)?;
+    let (draft, file) = begin_draft(&path).map_err(Unmade::Undone)?;
     let mut snapshot = Draft {
         path: draft,
         file,
@@ -58,19 +58,11 @@ pub(super) fn write_snapshot(
         unforced: 0,
         is_published: false,
     };
-    for record in marks.records() {
-        snapshot.add(&record)?;
-    }
-    while let Some(chunk) = entries.next() {
-        if stop.load(Ordering::Relaxed) {
-            return Err(LogError::Closed);
-        }
-        for entry in chunk {
-            snapshot.add(&LogRecord::Write(entry))?;
-        }
-    }
-    let (snapshot_bytes, records) = (snapshot.finish(&path)?, snapshot.records);
-    let removed_bytes = remove_superseded(&dir.dir)?;
+    snapshot.fill(marks, entries, stop).map_err(Unmade::Undone)?;
+    publish(&snapshot.path, &path)?;
+    snapshot.is_published = true;
+    let (snapshot_bytes, records) = (snapshot.bytes, snapshot.records);
+    let removed_bytes = remove_superseded(&dir.dir).map_err(Unmade::Undone)?;
     Ok(Outcome { snapshot_bytes, removed_bytes, records })
 }
 
@@ -97,6 +89,29 @@ struct Draft {
 }
 
 impl Draft {
+    /// Writes and forces all of it.
+    fn fill(
+        &mut self,
+        marks: Marks,
+        entries: &mut dyn SnapshotEntries,
+        stop: &AtomicBool,
+    ) -> Result<(), LogError> {
+        for record in marks.records() {
+            self.add(&record)?;
+        }
+        while let Some(chunk) = entries.next() {
+            if stop.load(Ordering::Relaxed) {
+                return Err(LogError::Closed);
+            }
+            for entry in chunk {
+                self.add(&LogRecord::Write(entry))?;
+            }
+        }
+        encode_end(self.records, self.records + 1, self.salt, &mut self.buffer);
+        self.write()?;
+        self.file.sync_all().map_err(|error| self.failed(&error))
+    }
+
     fn add(&mut self, record: &LogRecord) -> Result<(), LogError> {
         self.records += 1;
         encode(record, self.records, self.salt, &mut self.buffer);
@@ -114,16 +129,6 @@ impl Draft {
             self.file.sync_data().map_err(|error| self.failed(&error))?;
         }
         Ok(())
-    }
-
-    /// Completes it, and gives it this name: its length.
-    fn finish(&mut self, path: &Path) -> Result<u64, LogError> {
-        encode_end(self.records, self.records + 1, self.salt, &mut self.buffer);
-        self.write()?;
-        self.file.sync_all().map_err(|error| self.failed(&error))?;
-        publish(&self.path, path)?;
-        self.is_published = true;
-        Ok(self.bytes)
     }
 
     fn failed(&self, error: &io::Error) -> LogError {

@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::path::Path;
 
 use super::reserve::{Ahead, Answer};
 
@@ -66,6 +67,14 @@ pub(super) fn file_system_bytes(file: &File) -> Option<u64> {
     let bytes = sizes.f_blocks.checked_mul(sizes.f_frsize)?;
     // Some have no fixed size, and say 0.
     (bytes > 0).then_some(bytes)
+}
+
+/// Space on the file system of this path that this process may use, in bytes, if it says so.
+pub fn free_bytes(path: &Path) -> Option<u64> {
+    let sizes = rustix::fs::statvfs(path).ok()?;
+    // Some have no fixed size, and say 0.
+    let has_size = sizes.f_blocks > 0;
+    has_size.then(|| sizes.f_bavail.saturating_mul(sizes.f_frsize))
 }
 
 /// Whether an error means that there is no space, rather than that the disk fails.

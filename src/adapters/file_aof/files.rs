@@ -42,6 +42,14 @@ impl FileKind {
         }
     }
 
+    /// The word for it.
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::Segment => "segment",
+            Self::Snapshot => "snapshot",
+        }
+    }
+
     const fn extension(self) -> &'static str {
         match self {
             Self::Segment => "log",
@@ -93,13 +101,13 @@ impl FileHeader {
     }
 
     /// The header at the beginning of these bytes, or what is wrong with it.
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, String> {
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
         let magic = bytes.first_chunk::<8>();
         let kinds = [FileKind::Segment, FileKind::Snapshot];
         let Some(kind) = kinds.into_iter().find(|kind| magic == Some(kind.magic())) else {
-            return Err("this is not a log of Lally (no LALLYLOG at the beginning)".into());
+            return Err(HeaderError::NoMagic);
         };
-        let short = || "the file header is cut off".to_owned();
+        let short = || HeaderError::Short;
         let u16_at = |at: usize| {
             let bytes = bytes.get(at..).and_then(|rest| rest.first_chunk());
             bytes.map(|b| u16::from_le_bytes(*b)).ok_or_else(short)
@@ -112,13 +120,13 @@ impl FileHeader {
         let header = bytes.get(..length).filter(|h| h.len() >= FIXED_BYTES).ok_or_else(short)?;
         let (fields, crc) = header.split_at(length - 4);
         if crc != crc32c::crc32c(fields).to_le_bytes() {
-            return Err("the file header does not match its checksum".into());
+            return Err(HeaderError::Checksum);
         }
         if version != VERSION {
-            return Err(format!("format version {version}; this release reads {VERSION}"));
+            return Err(HeaderError::Version(version));
         }
         let name = fields.get(FIXED_BYTES - 4..).unwrap_or_default();
-        let cluster = std::str::from_utf8(name).map_err(|error| error.to_string())?.to_owned();
+        let cluster = std::str::from_utf8(name).map_err(|_| HeaderError::Cluster)?.to_owned();
         Ok(Self {
             kind,
             number: u64_at(12)?,
@@ -130,35 +138,64 @@ impl FileHeader {
     }
 }
 
+/// What is wrong with the beginning of a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub(super) enum HeaderError {
+    #[error("this is not a log of Lally (no LALLYLOG at the beginning)")]
+    NoMagic,
+    #[error("the file header is cut off")]
+    Short,
+    #[error("the file header does not match its checksum")]
+    Checksum,
+    /// Intact, and of another release.
+    #[error("format version {0}; this release reads {VERSION}")]
+    Version(u16),
+    #[error("the name of the cluster in the file header is not UTF-8")]
+    Cluster,
+}
+
 /// The most bytes a reader needs to see of a header.
 pub(super) const fn max_header_bytes() -> usize {
     MAX_HEADER_BYTES
 }
 
-/// Creates a segment that survives a power cut: the header is on disk before the name is.
-pub(super) fn create(dir: &Path, header: &FileHeader) -> Result<PathBuf, LogError> {
-    let path = dir.join(file_name(header.kind, header.number));
-    let (draft, mut file) = begin_draft(&path)?;
-    let written = file.write_all(&header.encode()).and_then(|()| file.sync_all());
-    let written = written.map_err(|error| failed(&draft, &error));
-    if let Err(error) = written.and_then(|()| publish(&draft, &path)) {
-        // A draft that stays means nothing, and goes at the next start.
-        fs::remove_file(&draft).ok();
-        take_back(&path);
-        return Err(error);
-    }
-    Ok(path)
+/// Why a file of the log was not made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Unmade {
+    /// It never had its name: the log is as it was.
+    Undone(LogError),
+    /// It has its name, which a power cut may take away again, or not. The log is right in either
+    /// case, but only as long as nothing is added to it.
+    Unforced(LogError),
 }
 
-/// Removes a segment in which nothing was written and nothing will be: the log goes on in the one
-/// before, whose sequences would not fit.
-pub(super) fn take_back(path: &Path) {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            tracing::error!(file = %path.display(), %error, "an empty segment cannot be removed");
+impl From<Unmade> for LogError {
+    fn from(unmade: Unmade) -> Self {
+        match unmade {
+            Unmade::Undone(error) | Unmade::Unforced(error) => error,
         }
-        Ok(()) | Err(_) => {}
     }
+}
+
+/// Creates a segment that survives a power cut: the header is on disk before the name is. What else
+/// is needed of it `prepare` does with the draft: once it has its name nothing may be taken back. A
+/// power cut would bring it back, while the segment before goes on with its sequences.
+pub(super) fn create<T>(
+    dir: &Path,
+    header: &FileHeader,
+    prepare: impl FnOnce(&Path) -> Result<T, LogError>,
+) -> Result<(PathBuf, T), Unmade> {
+    let path = dir.join(file_name(header.kind, header.number));
+    let (draft, mut file) = begin_draft(&path).map_err(Unmade::Undone)?;
+    let written = file.write_all(&header.encode()).and_then(|()| file.sync_all());
+    let written = written.map_err(|error| failed(&draft, &error));
+    let prepared = written.and_then(|()| prepare(&draft)).map_err(Unmade::Undone);
+    let published = prepared.and_then(|prepared| publish(&draft, &path).map(|()| prepared));
+    let prepared = published.inspect_err(|_| {
+        // A draft that stays means nothing, and goes at the next start.
+        fs::remove_file(&draft).ok();
+    })?;
+    Ok((path, prepared))
 }
 
 /// Begins the draft of a file.
@@ -169,10 +206,13 @@ pub(super) fn begin_draft(path: &Path) -> Result<(PathBuf, File), LogError> {
 }
 
 /// Gives a draft, which is complete and on disk, its name.
-pub(super) fn publish(draft: &Path, path: &Path) -> Result<(), LogError> {
-    let renamed = fs::rename(draft, path);
+pub(super) fn publish(draft: &Path, path: &Path) -> Result<(), Unmade> {
     let dir = path.parent().unwrap_or(Path::new("."));
-    renamed.and_then(|()| sync_dir(dir)).map_err(|error| failed(path, &error))
+    // Before the rename, behind which nothing may fail but the sync.
+    let opened = File::open(dir).map_err(|error| Unmade::Undone(failed(dir, &error)))?;
+    fs::rename(draft, path).map_err(|error| Unmade::Undone(failed(path, &error)))?;
+    // Also if the disk is only full: what a sync has not done is not known afterwards.
+    opened.sync_all().map_err(|error| Unmade::Unforced(not_forced(dir, &error)))
 }
 
 /// The files of a log.
@@ -248,9 +288,16 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
 /// An error of the file system, with the file it is about.
 pub(super) fn failed(path: &Path, error: &io::Error) -> LogError {
     if is_full(error) {
+        // The error has no room for it.
+        tracing::warn!(file = %path.display(), %error, "disk full");
         return LogError::DiskFull;
     }
     LogError::Failed(format!("{}: {error}", path.display()))
+}
+
+/// A sync that failed, whyever: nothing that it should have forced is believed.
+pub(super) fn not_forced(path: &Path, error: &io::Error) -> LogError {
+    LogError::Failed(format!("{}: sync: {error}", path.display()))
 }
 
 /// Of the segment with this number, or of the snapshot before it.
@@ -314,8 +361,21 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         // In the way of the name.
         fs::create_dir(dir.path().join("0000000000000007.log")).unwrap();
-        assert!(create(dir.path(), &header(FileKind::Segment)).is_err());
+        let unmade = create(dir.path(), &header(FileKind::Segment), |_| Ok(()));
+        assert!(matches!(unmade, Err(Unmade::Undone(_))), "{unmade:?}");
         assert_eq!(LogFiles::list(dir.path()).unwrap().leftovers, Vec::<PathBuf>::new());
+    }
+
+    #[test]
+    fn a_segment_that_cannot_be_prepared_never_has_its_name() {
+        let dir = tempfile::tempdir().unwrap();
+        let prepare = |draft: &Path| {
+            assert_eq!(draft.metadata().unwrap().len(), header(FileKind::Segment).bytes() as u64);
+            Err::<(), _>(LogError::DiskFull)
+        };
+        let unmade = create(dir.path(), &header(FileKind::Segment), prepare);
+        assert_eq!(unmade, Err(Unmade::Undone(LogError::DiskFull)));
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]

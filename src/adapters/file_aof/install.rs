@@ -1,8 +1,8 @@
 //! Copying another log into place.
 
 use std::fs::{File, OpenOptions};
-use std::io::{BufWriter, Write};
-use std::path::Path;
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
 
 use crate::ports::{LogError, LogRecord, Replayed};
 
@@ -22,20 +22,20 @@ use super::rotation::Switched;
 /// then.
 pub fn install_log(source: &Path, options: &AofOptions) -> Result<Replayed, LogError> {
     let files = files_of(source)?;
-    let first = Switched { number: 1, first_sequence: 1 };
-    let header = options.segments().header(FileKind::Segment, first);
-    let path = create(&options.dir, &header)?;
-    let file = OpenOptions::new().append(true).open(&path).map_err(|e| failed(&path, &e))?;
-    let mut copy = Copy {
-        out: BufWriter::new(file),
-        salt: header.salt,
-        sequence: first.first_sequence,
-        record: Vec::new(),
-        outcome: Ok(()),
-    };
+    let mut copy = Copy::begin(options)?;
     let read = read_all(&files, &options.cluster, |record| copy.add(&record))?;
-    copy.finish().map_err(|error| failed(&path, &error))?;
+    copy.finish()?;
     Ok(read.map(|(replayed, _)| replayed).unwrap_or_default())
+}
+
+/// The length of the log at `source`, as [`install_log`] reads it.
+///
+/// # Errors
+/// [`LogError::Failed`] when there is none, or it cannot be looked at.
+pub fn log_bytes(source: &Path) -> Result<u64, LogError> {
+    let files = files_of(source)?;
+    let length = |path: &PathBuf| path.metadata().map(|metadata| metadata.len());
+    files.to_read().map(|path| length(path).map_err(|error| failed(path, &error))).sum()
 }
 
 fn files_of(source: &Path) -> Result<LogFiles, LogError> {
@@ -51,17 +51,36 @@ fn files_of(source: &Path) -> Result<LogFiles, LogError> {
     Ok(files)
 }
 
-struct Copy {
+/// A log of one segment that is being written into an empty directory.
+pub(super) struct Copy {
+    path: PathBuf,
     out: BufWriter<File>,
     salt: u64,
     sequence: u64,
     record: Vec<u8>,
     /// The first error of the disk; what follows it is not written.
-    outcome: std::io::Result<()>,
+    outcome: io::Result<()>,
 }
 
 impl Copy {
-    fn add(&mut self, record: &LogRecord) {
+    pub(super) fn begin(options: &AofOptions) -> Result<Self, LogError> {
+        let first = Switched { number: 1, first_sequence: 1 };
+        let header = options.segments().header(FileKind::Segment, first);
+        let open = |draft: &Path| {
+            OpenOptions::new().append(true).open(draft).map_err(|error| failed(draft, &error))
+        };
+        let (path, file) = create(&options.dir, &header, open)?;
+        Ok(Self {
+            path,
+            out: BufWriter::new(file),
+            salt: header.salt,
+            sequence: first.first_sequence,
+            record: Vec::new(),
+            outcome: Ok(()),
+        })
+    }
+
+    pub(super) fn add(&mut self, record: &LogRecord) {
         if self.outcome.is_ok() {
             self.record.clear();
             encode(record, self.sequence, self.salt, &mut self.record);
@@ -70,9 +89,20 @@ impl Copy {
         }
     }
 
-    fn finish(self) -> std::io::Result<()> {
-        self.outcome?;
-        let file = self.out.into_inner().map_err(std::io::IntoInnerError::into_error)?;
-        file.sync_all()
+    /// Whether the disk has taken everything so far.
+    pub(super) const fn is_fine(&self) -> bool {
+        self.outcome.is_ok()
+    }
+
+    /// Forces it to disk. Returns the segment.
+    pub(super) fn finish(self) -> Result<PathBuf, LogError> {
+        let Self { path, out, outcome, .. } = self;
+        let finish = || {
+            outcome?;
+            let file = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+            file.sync_all()
+        };
+        finish().map_err(|error| failed(&path, &error))?;
+        Ok(path)
     }
 }

@@ -151,8 +151,11 @@ pub(super) struct State {
     pub(super) reserve: Reserve,
     /// Length of the file up to the end of the last complete batch.
     pub(super) good_bytes: u64,
-    /// When the oldest data that is not forced to the device yet was written.
+    /// When the oldest data that is not forced to the device yet was written, but for what a sync
+    /// that runs forces.
     pub(super) unforced_since: Option<Instant>,
+    /// When the oldest data was written that the sync that runs forces.
+    forcing_since: Option<Instant>,
     /// Until then the thread writes alone.
     pub(super) slow_until: Option<Instant>,
     /// Whether the thread has nothing to do and wants to be woken.
@@ -178,6 +181,7 @@ impl State {
             reserve,
             good_bytes: position.good_bytes,
             unforced_since: None,
+            forcing_since: None,
             slow_until: None,
             thread_waits: false,
             sync_is_planned: false,
@@ -232,14 +236,14 @@ impl State {
     /// What the thread has to do, if a sync is due in this time; `None`: it waits now.
     pub(super) fn next_task(&mut self, sync_due: Option<Duration>) -> Option<Task> {
         if sync_due == Some(Duration::ZERO) {
-            self.unforced_since = None;
+            self.forcing_since = self.unforced_since.take();
             return Some(Task::Sync);
         }
         if let Some(rotation) = &mut self.rotation {
             if !rotation.is_prepared {
                 // The most of the file, so that what is written meanwhile is soon forced, too.
                 rotation.is_prepared = true;
-                self.unforced_since = None;
+                self.forcing_since = self.unforced_since.take();
                 return Some(Task::Sync);
             }
             if self.writing.is_none() {
@@ -256,6 +260,16 @@ impl State {
         self.thread_waits = true;
         self.sync_is_planned = sync_due.is_some();
         None
+    }
+
+    /// The sync that was the task has ended.
+    pub(super) const fn end_sync(&mut self) {
+        self.forcing_since = None;
+    }
+
+    /// When the oldest data was written that is not known to be on the device.
+    pub(super) fn oldest_unforced(&self) -> Option<Instant> {
+        self.forcing_since.or(self.unforced_since)
     }
 
     /// Sequence of the next record that is written.

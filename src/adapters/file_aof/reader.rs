@@ -113,11 +113,11 @@ fn read_file(
 
 /// The file's header. It was on disk before the file had its name, so one that does not read is
 /// damage, also if the file is empty.
-fn read_header(path: &Path, file: &File, cluster: &str) -> Result<FileHeader, LogError> {
+pub(super) fn read_header(path: &Path, file: &File, cluster: &str) -> Result<FileHeader, LogError> {
     let mut bytes = Vec::with_capacity(max_header_bytes());
     let mut start = file.take(max_header_bytes() as u64);
     start.read_to_end(&mut bytes).map_err(|error| failed(path, &error))?;
-    let header = FileHeader::decode(&bytes).map_err(|reason| corrupt(path, 0, &reason))?;
+    let header = FileHeader::decode(&bytes).map_err(|e| corrupt(path, 0, &e.to_string()))?;
     if header.cluster != cluster {
         let theirs = &header.cluster;
         let reason = format!("it belongs to the cluster {theirs:?}, not to {cluster:?}");
@@ -143,9 +143,7 @@ fn refuse_damage(file: &File, end: &End) -> Result<(), LogError> {
             if let Some(found) = found.filter(|found| found.sequence >= end.next_sequence)
                 && payload_verifies(file, at, found).map_err(io_failed)?
             {
-                let reason = format!(
-                    "unreadable, although intact records follow from byte {at}; `--replay-log` an intact copy, or `--fresh` to start empty and get the data from the other members (the log is moved aside, not deleted)"
-                );
+                let reason = format!("unreadable, although intact records follow from byte {at}");
                 return Err(corrupt(&end.path, end.good_bytes, &reason));
             }
         }
@@ -173,22 +171,26 @@ fn read_at_most(file: &File, into: &mut [u8], offset: u64) -> io::Result<usize> 
 }
 
 /// The records of a segment, up to the first that does not verify.
-struct Records<'a> {
+pub(super) struct Records<'a> {
     path: &'a Path,
     input: BufReader<&'a File>,
     salt: u64,
     /// End of the last record that verified.
-    offset: u64,
+    pub(super) offset: u64,
     /// Sequence of the next record.
-    sequence: u64,
+    pub(super) sequence: u64,
     kind: FileKind,
     /// Whether the end of a snapshot was read.
-    is_ended: bool,
+    pub(super) is_ended: bool,
     payload: Vec<u8>,
 }
 
 impl<'a> Records<'a> {
-    fn new(path: &'a Path, file: &'a File, header: &FileHeader) -> Result<Self, LogError> {
+    pub(super) fn new(
+        path: &'a Path,
+        file: &'a File,
+        header: &FileHeader,
+    ) -> Result<Self, LogError> {
         use std::io::Seek;
         let offset = header.bytes() as u64;
         let mut input = BufReader::with_capacity(BUFFER_BYTES, file);
@@ -200,7 +202,7 @@ impl<'a> Records<'a> {
         Ok(Self { path, input, salt, offset, sequence, kind, is_ended, payload })
     }
 
-    fn next(&mut self) -> Result<Option<LogRecord>, LogError> {
+    pub(super) fn next(&mut self) -> Result<Option<LogRecord>, LogError> {
         if self.is_ended {
             return Ok(None);
         }
@@ -261,7 +263,7 @@ fn checksum_matches(payload_and_crc: &[u8]) -> bool {
         .is_some_and(|(payload, crc)| crc32c::crc32c(payload) == u32::from_le_bytes(*crc))
 }
 
-fn corrupt(path: &Path, offset: u64, reason: &str) -> LogError {
+pub(super) fn corrupt(path: &Path, offset: u64, reason: &str) -> LogError {
     LogError::Corrupt { file: path.display().to_string(), offset, reason: reason.to_owned() }
 }
 

@@ -16,7 +16,7 @@ use crate::domain::NodeId;
 use crate::ports::LogError;
 
 use super::disk::{Disk, allocate, file_system_bytes};
-use super::files::{FileHeader, FileKind, create, failed, take_back};
+use super::files::{FileHeader, FileKind, Unmade, create, failed};
 use super::queue::{Begun, Position};
 use super::reserve::Reserve;
 
@@ -27,6 +27,8 @@ pub(super) const SEGMENT_BYTES: u64 = 256 << 20;
 /// A segment that is appended to.
 pub(super) struct OpenSegment {
     pub(super) number: u64,
+    /// For people.
+    pub(super) path: PathBuf,
     pub(super) disk: Box<dyn Disk>,
     /// Enters the checksum of every record.
     pub(super) salt: u64,
@@ -62,7 +64,7 @@ impl Rotation {
 /// Begins segments.
 pub(super) trait Segments: Send + Sync {
     /// Begins the segment of this number, durably.
-    fn begin(&self, number: u64, first_sequence: u64) -> Result<Begun, LogError>;
+    fn begin(&self, number: u64, first_sequence: u64) -> Result<Begun, Unmade>;
 }
 
 /// Segments in a directory.
@@ -94,18 +96,20 @@ impl SegmentDir {
         if let Some(ahead) = reserve.ahead_of(position.good_bytes, 0, false) {
             reserve.record(allocate(&file, ahead, false));
         }
-        let segment =
-            OpenSegment { number: header.number, disk: Box::new(file), salt: header.salt };
+        let FileHeader { number, salt, .. } = *header;
+        let segment = OpenSegment { number, path: path.to_owned(), disk: Box::new(file), salt };
         Ok(Begun { segment, position, reserve })
     }
 }
 
 impl Segments for SegmentDir {
-    fn begin(&self, number: u64, first_sequence: u64) -> Result<Begun, LogError> {
+    fn begin(&self, number: u64, first_sequence: u64) -> Result<Begun, Unmade> {
         let header = self.header(FileKind::Segment, Switched { number, first_sequence });
-        let path = create(&self.dir, &header)?;
-        let good_bytes = header.bytes() as u64;
-        Self::open(&path, &header, Position { good_bytes, next_sequence: first_sequence })
-            .inspect_err(|_| take_back(&path))
+        let position =
+            Position { good_bytes: header.bytes() as u64, next_sequence: first_sequence };
+        let (path, begun) =
+            create(&self.dir, &header, |draft| Self::open(draft, &header, position))?;
+        let segment = OpenSegment { path, ..begun.segment };
+        Ok(Begun { segment, ..begun })
     }
 }

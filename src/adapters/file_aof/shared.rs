@@ -2,7 +2,7 @@
 //! forcing, ending a segment, failing. Who does which, and why, `writer` says.
 
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,19 @@ use tokio::sync::{Notify, watch};
 use crate::ports::LogError;
 
 use super::disk::{FsyncPolicy, allocate, is_full};
+use super::files::{Unmade, not_forced};
 use super::marks::Marks;
 use super::queue::{Batch, Begun, State, Task, Writing, tell};
 use super::reserve::Ahead;
 use super::rotation::{OpenSegment, Segments, Switched};
+use super::sync_meter::SyncMeter;
 
 /// With `everysec`: how old acknowledged data may become before it is forced to disk. One second,
 /// so that data is at most two seconds behind even if the sync takes another.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// With `everysec`: how old acknowledged data may become before no more is acknowledged.
+const LAG_MAX: Duration = Duration::from_secs(2);
 
 /// Batches up to this size are written by those that append. Copying more takes as long as waking
 /// the thread, many times over.
@@ -36,6 +41,20 @@ pub(super) const SLOW_WRITE: Duration = Duration::from_millis(5);
 const THREAD_WRITES_TIMES: u32 = 10;
 const THREAD_WRITES_FOR_MAX: Duration = Duration::from_secs(1);
 
+/// When acknowledged data is forced, and, with `everysec`, when its device is too far behind.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SyncSchedule {
+    pub(super) policy: FsyncPolicy,
+    pub(super) every: Duration,
+    pub(super) lag_max: Duration,
+}
+
+impl SyncSchedule {
+    pub(super) const fn of(policy: FsyncPolicy) -> Self {
+        Self { policy, every: SYNC_EVERY, lag_max: LAG_MAX }
+    }
+}
+
 /// What was there before.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Older {
@@ -47,7 +66,7 @@ pub(super) struct Older {
 /// What those who append and the thread share.
 pub(super) struct Shared {
     segments: Box<dyn Segments>,
-    pub(super) policy: FsyncPolicy,
+    pub(super) schedule: SyncSchedule,
     state: Mutex<State>,
     /// Wakes the thread.
     work: Condvar,
@@ -59,7 +78,9 @@ pub(super) struct Shared {
     /// Of the files before.
     pub(super) older_bytes: AtomicU64,
     pub(super) appended: AtomicU64,
-    pub(super) syncs: AtomicU64,
+    pub(super) syncs: SyncMeter,
+    /// Whether the node's log says already that the device is behind.
+    lag_is_told: AtomicBool,
 }
 
 impl Shared {
@@ -67,11 +88,11 @@ impl Shared {
         begun: Begun,
         older: Older,
         segments: Box<dyn Segments>,
-        policy: FsyncPolicy,
+        schedule: SyncSchedule,
     ) -> Self {
         Self {
             segments,
-            policy,
+            schedule,
             bytes: AtomicU64::new(begun.position.good_bytes),
             older_bytes: AtomicU64::new(older.bytes),
             state: Mutex::new(State::new(begun, older.marks)),
@@ -79,7 +100,8 @@ impl Shared {
             room: Notify::new(),
             failed: watch::Sender::new(None),
             appended: AtomicU64::new(0),
-            syncs: AtomicU64::new(0),
+            syncs: SyncMeter::default(),
+            lag_is_told: AtomicBool::new(false),
         }
     }
 
@@ -89,9 +111,22 @@ impl Shared {
 
     /// Whether an append may write, rather than the thread.
     pub(super) fn may_write_here(&self, state: &State) -> bool {
-        self.policy != FsyncPolicy::Always
+        self.schedule.policy != FsyncPolicy::Always
             && state.rotation.is_none()
             && state.slow_until.is_none_or(|until| Instant::now() >= until)
+    }
+
+    /// Whether the device is so far behind that nothing more may be acknowledged.
+    pub(super) fn lags(&self, state: &State) -> bool {
+        self.schedule.policy == FsyncPolicy::EverySec
+            && state.oldest_unforced().is_some_and(|since| since.elapsed() > self.schedule.lag_max)
+    }
+
+    /// Says in the log of the node, once, that the device is behind.
+    pub(super) fn tell_lag(&self) {
+        if !self.lag_is_told.swap(true, Ordering::Relaxed) {
+            tracing::warn!("the disk is behind: writes are refused until it has caught up");
+        }
     }
 
     /// Writes a batch, and what came meanwhile, as far as it is not much. The outcome is that of the
@@ -117,7 +152,8 @@ impl Shared {
 
     /// Wakes the thread if it waits and there is something to do for it.
     pub(super) fn wake_thread(&self, mut state: MutexGuard<'_, State>) {
-        let sync_begins = self.policy == FsyncPolicy::EverySec && state.sync_is_unplanned();
+        let sync_begins =
+            self.schedule.policy == FsyncPolicy::EverySec && state.sync_is_unplanned();
         let is_wanted = state.has_work() || state.rotation_goes_on() || state.is_over();
         if state.thread_waits && (is_wanted || sync_begins) {
             state.thread_waits = false;
@@ -133,11 +169,10 @@ impl Shared {
                 // Those who wait have been told how it went.
                 Task::Write(writing) => drop(self.write(writing)),
                 Task::Rotate => self.rotate(),
-                Task::Sync => {
-                    if let Err(error) = self.sync() {
-                        self.fail(&error);
-                    }
-                }
+                Task::Sync => match self.sync() {
+                    Ok(()) => self.end_sync(),
+                    Err(error) => self.fail(&error),
+                },
                 Task::End => {
                     let is_unforced = self.state().unforced_since.take().is_some();
                     if is_unforced
@@ -156,9 +191,11 @@ impl Shared {
     fn next_task(&self) -> Task {
         let mut state = self.state();
         loop {
-            let since = state.unforced_since.filter(|_| self.policy == FsyncPolicy::EverySec);
-            let left =
-                since.map(|since| (since + SYNC_EVERY).saturating_duration_since(Instant::now()));
+            let since =
+                state.unforced_since.filter(|_| self.schedule.policy == FsyncPolicy::EverySec);
+            let left = since.map(|since| {
+                (since + self.schedule.every).saturating_duration_since(Instant::now())
+            });
             if let Some(task) = state.next_task(left) {
                 return task;
             }
@@ -193,7 +230,7 @@ impl Shared {
         if let Err(error) = segment.disk.append(&batch.bytes) {
             return self.undo(batch, &segment, &error);
         }
-        if self.policy == FsyncPolicy::Always
+        if self.schedule.policy == FsyncPolicy::Always
             && let Err(error) = self.sync()
         {
             self.complete(batch, &Err(error.clone()));
@@ -208,20 +245,27 @@ impl Shared {
     /// Ends the segment and begins the next one. Nobody writes meanwhile.
     fn rotate(&self) {
         let _guard = FailOnPanic(self);
-        let outcome = self.sync().inspect_err(|error| self.fail(error));
-        let outcome = outcome.and_then(|()| self.begin_next());
+        let synced = self.sync().map_err(Unmade::Unforced);
+        let outcome = match synced.and_then(|()| self.begin_next()) {
+            Ok(switched) => Ok(switched),
+            Err(Unmade::Undone(error)) => {
+                self.state().put_rotation_off();
+                tracing::warn!(%error, "the log goes on in its present segment");
+                Err(error)
+            }
+            Err(Unmade::Unforced(error)) => {
+                self.fail(&error);
+                Err(error)
+            }
+        };
         let rotation = self.state().end_rotation();
-        if let Err(error) = &outcome {
-            self.state().put_rotation_off();
-            tracing::warn!(%error, "the log goes on in its present segment");
-        }
         if let Some(rotation) = rotation {
             rotation.tell(&outcome);
         }
         self.room.notify_waiters();
     }
 
-    fn begin_next(&self) -> Result<Switched, LogError> {
+    fn begin_next(&self) -> Result<Switched, Unmade> {
         let (before, first_sequence, good_bytes) = {
             let state = self.state();
             (Arc::clone(&state.segment), state.next_sequence(), state.good_bytes)
@@ -243,7 +287,7 @@ impl Shared {
             return Err(error.clone());
         }
         state.record_written(batch);
-        if self.policy != FsyncPolicy::Always {
+        if self.schedule.policy != FsyncPolicy::Always {
             state.unforced_since.get_or_insert(began);
         }
         self.note_time(&mut state, began);
@@ -259,7 +303,7 @@ impl Shared {
     /// Has the thread write alone for a while if the disk took long.
     fn note_time(&self, state: &mut State, began: Instant) {
         let took = began.elapsed();
-        if self.policy != FsyncPolicy::Always && took >= SLOW_WRITE {
+        if self.schedule.policy != FsyncPolicy::Always && took >= SLOW_WRITE {
             let alone_for = (took * THREAD_WRITES_TIMES).min(THREAD_WRITES_FOR_MAX);
             state.slow_until = Some(Instant::now() + alone_for);
         }
@@ -285,7 +329,7 @@ impl Shared {
             tracing::warn!(%error, "disk full: nothing is written until there is space");
             return Err(LogError::DiskFull);
         }
-        let failed = LogError::Failed(format!("write: {error}"));
+        let failed = LogError::Failed(format!("{}: write: {error}", segment.path.display()));
         self.complete(batch, &Err(failed.clone()));
         self.fail(&failed);
         Err(failed)
@@ -299,7 +343,7 @@ impl Shared {
     }
 
     /// The log cannot be trusted any more.
-    fn fail(&self, error: &LogError) {
+    pub(super) fn fail(&self, error: &LogError) {
         let mut state = self.state();
         state.ended = Some(error.clone());
         let waiting = state.give_up();
@@ -316,10 +360,20 @@ impl Shared {
         tracing::error!(%error, "log failed");
     }
 
+    /// The device has what was written before the sync.
+    fn end_sync(&self) {
+        self.state().end_sync();
+        if self.lag_is_told.swap(false, Ordering::Relaxed) {
+            tracing::info!("the disk has caught up: writes are taken");
+        }
+    }
+
     fn sync(&self) -> Result<(), LogError> {
-        self.syncs.fetch_add(1, Ordering::Relaxed);
         let segment = Arc::clone(&self.state().segment);
-        segment.disk.sync().map_err(|error| LogError::Failed(format!("fdatasync: {error}")))
+        let began = Instant::now();
+        let synced = segment.disk.sync();
+        self.syncs.record(began.elapsed());
+        synced.map_err(|error| not_forced(&segment.path, &error))
     }
 }
 

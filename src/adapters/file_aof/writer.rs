@@ -10,6 +10,9 @@
 //! long, the disk is behind, and for a while everything is handed over to the thread: no thread that
 //! serves requests waits for a slow disk twice.
 //!
+//! With `everysec`, acknowledged data waits for the device, and how long is bounded: if a sync hangs,
+//! nothing more is taken until it has ended, so that a power cut never costs more than two seconds.
+//!
 //! Values are refused before they use the reserve of the disk (see `reserve`); what was queued with
 //! them is written. A failed write is undone by cutting the file back to the last good record; if the
 //! disk was only full, the log goes on. Anything else, and any failed sync, ends it: after a failed sync the
@@ -18,6 +21,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -28,12 +32,21 @@ use super::format::max_encoded_bytes;
 use super::marks::Marks;
 use super::queue::{Begun, QueueLimits};
 use super::rotation::{Segments, Switched};
-use super::shared::{Older, Shared, WRITTEN_HERE_BYTES};
+use super::shared::{Older, Shared, SyncSchedule, WRITTEN_HERE_BYTES};
 
 /// The writer as those who append see it.
 pub(super) struct Writer {
     shared: Arc<Shared>,
     limits: QueueLimits,
+}
+
+/// Where the log ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct WrittenTo {
+    /// The segment that is written.
+    pub(super) number: u64,
+    /// Its length up to the end of the last complete record.
+    pub(super) bytes: u64,
 }
 
 /// An append that was taken.
@@ -50,10 +63,10 @@ impl Writer {
         begun: Begun,
         older: Older,
         segments: Box<dyn Segments>,
-        policy: FsyncPolicy,
+        schedule: SyncSchedule,
         limits: QueueLimits,
     ) -> (Self, impl FnOnce() + Send + 'static) {
-        let shared = Arc::new(Shared::new(begun, older, segments, policy));
+        let shared = Arc::new(Shared::new(begun, older, segments, schedule));
         let for_thread = Arc::clone(&shared);
         (Self { shared, limits }, move || for_thread.run())
     }
@@ -90,9 +103,26 @@ impl Writer {
         Ok(told)
     }
 
+    /// Ends the log: its files cannot be trusted any more.
+    pub(super) fn fail(&self, error: &LogError) {
+        self.shared.fail(error);
+    }
+
     /// What the clock bounds and horizons so far come to.
     pub(super) fn marks(&self) -> Marks {
         self.shared.state().marks
+    }
+
+    /// Tells up to where the log is written, each time it is asked.
+    pub(super) fn end(&self) -> impl Fn() -> Result<WrittenTo, LogError> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || {
+            let state = shared.state();
+            match &state.ended {
+                Some(ended) => Err(ended.clone()),
+                None => Ok(WrittenTo { number: state.segment.number, bytes: state.good_bytes }),
+            }
+        }
     }
 
     /// Files before the one that is written came or went.
@@ -130,8 +160,15 @@ impl Writer {
         LogStats {
             bytes: load(&self.shared.bytes) + load(&self.shared.older_bytes),
             appended: load(&self.shared.appended),
-            syncs: load(&self.shared.syncs),
+            syncs: self.shared.syncs.times(),
+            unforced_for: self.unforced_for(),
         }
+    }
+
+    fn unforced_for(&self) -> Option<Duration> {
+        let is_to_be_forced = self.shared.schedule.policy != FsyncPolicy::Never;
+        let since = self.shared.state().oldest_unforced().filter(|_| is_to_be_forced);
+        since.map(|since| since.elapsed())
     }
 
     async fn append_when_there_is_room(&self, records: &[LogRecord]) -> Result<Taken, LogError> {
@@ -158,6 +195,11 @@ impl Writer {
         if records.is_empty() {
             return Ok(Some(Taken::Written(Ok(()))));
         }
+        if self.shared.lags(&state) {
+            drop(state);
+            self.shared.tell_lag();
+            return Err(LogError::DurabilityLag);
+        }
         if state.queued_bytes() > 0 && state.queued_bytes() + needed > self.limits.bytes {
             return Ok(None);
         }
@@ -178,10 +220,10 @@ impl Writer {
 mod tests {
     use std::io;
     use std::sync::Mutex;
-    use std::time::Duration;
 
     use super::*;
     use crate::adapters::file_aof::disk::Disk;
+    use crate::adapters::file_aof::files::Unmade;
     use crate::adapters::file_aof::format::encode;
     use crate::adapters::file_aof::queue::Position;
     use crate::adapters::file_aof::reserve::Reserve;
@@ -199,6 +241,7 @@ mod tests {
         sync_error: bool,
         /// Syncs wait for a token each.
         sync_gate: Option<std::sync::mpsc::Receiver<()>>,
+        syncs_begun: usize,
         /// Bytes that the disk has; `None`: it cannot promise space, and has no end.
         size: Option<usize>,
         allocated: usize,
@@ -208,6 +251,8 @@ mod tests {
     const ENOSPC: i32 = 28;
     const EIO: i32 = 5;
     const EOPNOTSUPP: i32 = 95;
+
+    const SEGMENT: &str = "log/7.log";
 
     /// The reserve of a small disk, in bytes.
     const SMALL_RESERVE: usize = 1_000;
@@ -235,7 +280,11 @@ mod tests {
         }
 
         fn sync(&self) -> io::Result<()> {
-            let gate = self.lock().unwrap().sync_gate.take();
+            let gate = {
+                let mut faulty = self.lock().unwrap();
+                faulty.syncs_begun += 1;
+                faulty.sync_gate.take()
+            };
             if let Some(gate) = gate {
                 gate.recv().unwrap();
                 self.lock().unwrap().sync_gate = Some(gate);
@@ -272,14 +321,19 @@ mod tests {
     struct Next {
         disks: Arc<Mutex<Vec<Arc<Mutex<Faulty>>>>>,
         failures: Arc<Mutex<u32>>,
+        /// Segments that have their name, though not for sure: like this.
+        unforced: Arc<Mutex<Option<LogError>>>,
     }
 
     impl Segments for Next {
-        fn begin(&self, number: u64, first_sequence: u64) -> Result<Begun, LogError> {
+        fn begin(&self, number: u64, first_sequence: u64) -> Result<Begun, Unmade> {
+            if let Some(error) = &*self.unforced.lock().unwrap() {
+                return Err(Unmade::Unforced(error.clone()));
+            }
             let mut failures = self.failures.lock().unwrap();
             if *failures > 0 {
                 *failures -= 1;
-                return Err(LogError::DiskFull);
+                return Err(Unmade::Undone(LogError::DiskFull));
             }
             let disk = Arc::new(Mutex::new(Faulty::default()));
             self.disks.lock().unwrap().push(Arc::clone(&disk));
@@ -292,7 +346,7 @@ mod tests {
     }
 
     fn begun_as(number: u64, disk: Box<dyn Disk>) -> Begun {
-        let segment = OpenSegment { number, disk, salt: 7 };
+        let segment = OpenSegment { number, path: SEGMENT.into(), disk, salt: 7 };
         Begun { segment, position: at(1), reserve: small_reserve() }
     }
 
@@ -303,7 +357,7 @@ mod tests {
     ) -> (Writer, impl FnOnce() + Send + 'static) {
         let limits = QueueLimits { bytes: queue_bytes, wait: Duration::from_millis(20) };
         let next = Box::new(Next::default());
-        Writer::new(begun_as(1, disk), Older::default(), next, policy, limits)
+        Writer::new(begun_as(1, disk), Older::default(), next, SyncSchedule::of(policy), limits)
     }
 
     struct Log {
@@ -345,7 +399,7 @@ mod tests {
             log.thread.join().unwrap();
             let stats = log.writer.stats();
             assert_eq!(stats.appended, 10);
-            assert_eq!(stats.syncs, if policy == FsyncPolicy::Always { 10 } else { 1 });
+            assert_eq!(stats.syncs.count(), if policy == FsyncPolicy::Always { 10 } else { 1 });
         }
     }
 
@@ -400,7 +454,7 @@ mod tests {
         let all = futures_util::future::join_all(appends);
         let (outcomes, ()) = futures_util::future::join(all, opening).await;
         assert!(outcomes.iter().all(Result::is_ok));
-        assert!(log.writer.stats().syncs <= 3, "{:?}", log.writer.stats());
+        assert!(log.writer.stats().syncs.count() <= 3, "{:?}", log.writer.stats());
     }
 
     #[tokio::test]
@@ -604,6 +658,35 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn while_the_device_is_behind_nothing_more_is_acknowledged_with_everysec_and_only_there()
+    {
+        let now = |policy| SyncSchedule { every: Duration::ZERO, lag_max: Duration::ZERO, policy };
+        let (open, gate) = std::sync::mpsc::sync_channel(64);
+        let faulty = Faulty { sync_gate: Some(gate), ..Faulty::default() };
+        let log = start_with(&Next::default(), now(FsyncPolicy::EverySec), faulty);
+        log.writer.append(&[record(1)]).await.unwrap();
+        for refused in [[record(2)], [value(2)], [removal(2)]] {
+            assert_eq!(log.writer.append(&refused).await, Err(LogError::DurabilityLag));
+            assert!(log.writer.stats().unforced_for.is_some());
+        }
+        open.send(()).unwrap();
+        while log.writer.stats().unforced_for.is_some() {
+            tokio::task::yield_now().await;
+        }
+        log.writer.append(&[record(3)]).await.unwrap();
+        assert_eq!(log.disk.lock().unwrap().bytes, encoded(&[record(1), record(3)]));
+        open.send(()).unwrap();
+
+        for policy in [FsyncPolicy::Always, FsyncPolicy::Never] {
+            let log = start_with(&Next::default(), now(policy), Faulty::default());
+            for n in 0..3 {
+                log.writer.append(&[record(n)]).await.unwrap();
+                assert_eq!(log.writer.stats().unforced_for, None);
+            }
+        }
+    }
+
+    #[tokio::test]
     async fn a_full_queue_refuses_after_a_while_and_takes_more_when_there_is_room() {
         let (open, gate) = std::sync::mpsc::sync_channel(64);
         let faulty = Faulty { sync_gate: Some(gate), ..Faulty::default() };
@@ -611,7 +694,7 @@ mod tests {
         let records = [record(1)];
         let first = log.writer.append(&records);
         let rest = async {
-            while log.writer.stats().syncs == 0 {
+            while log.disk.lock().unwrap().syncs_begun == 0 {
                 tokio::task::yield_now().await;
             }
             assert_eq!(log.writer.append(&[record(2)]).await, Err(LogError::Overloaded));
@@ -640,15 +723,15 @@ mod tests {
         log.writer.close();
         assert_eq!(log.writer.append(&[record(2)]).await, Err(LogError::Closed));
         log.thread.join().unwrap();
-        assert_eq!(log.writer.stats().syncs, 1);
+        assert_eq!(log.writer.stats().syncs.count(), 1);
     }
 
-    fn start_with(next: &Next, policy: FsyncPolicy, faulty: Faulty) -> Log {
+    fn start_with(next: &Next, schedule: SyncSchedule, faulty: Faulty) -> Log {
         let disk = Arc::new(Mutex::new(faulty));
         let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
         let begun = begun_as(1, Box::new(Arc::clone(&disk)));
         let next = Box::new(next.clone());
-        let (writer, work) = Writer::new(begun, Older::default(), next, policy, limits);
+        let (writer, work) = Writer::new(begun, Older::default(), next, schedule, limits);
         Log { writer: Arc::new(writer), disk, thread: std::thread::spawn(work) }
     }
 
@@ -656,12 +739,12 @@ mod tests {
     async fn a_rotation_forces_the_segment_and_goes_on_in_the_next() {
         for policy in [FsyncPolicy::Always, FsyncPolicy::EverySec, FsyncPolicy::Never] {
             let next = Next::default();
-            let log = start_with(&next, policy, Faulty::default());
+            let log = start_with(&next, SyncSchedule::of(policy), Faulty::default());
             log.writer.append(&[record(1), record(2)]).await.unwrap();
-            let before = log.writer.stats().syncs;
+            let before = log.writer.stats().syncs.count();
             let switched = log.writer.rotate().await.unwrap();
             assert_eq!(switched, Switched { number: 2, first_sequence: 3 });
-            assert!(log.writer.stats().syncs >= before + 2);
+            assert!(log.writer.stats().syncs.count() >= before + 2);
             log.writer.append(&[record(3)]).await.unwrap();
             assert_eq!(log.disk.lock().unwrap().bytes, encoded(&[record(1), record(2)]));
             let mut expected = Vec::new();
@@ -679,7 +762,7 @@ mod tests {
     async fn a_segment_that_cannot_be_begun_leaves_the_log_in_the_one_before() {
         let next = Next::default();
         *next.failures.lock().unwrap() = 1;
-        let log = start_with(&next, FsyncPolicy::EverySec, Faulty::default());
+        let log = start_with(&next, SyncSchedule::of(FsyncPolicy::EverySec), Faulty::default());
         log.writer.append(&[record(1)]).await.unwrap();
         assert_eq!(log.writer.rotate().await, Err(LogError::DiskFull));
         log.writer.append(&[record(2)]).await.unwrap();
@@ -692,11 +775,36 @@ mod tests {
     #[tokio::test]
     async fn a_segment_that_cannot_be_forced_ends_the_log() {
         let faulty = Faulty { sync_error: true, ..Faulty::default() };
-        let log = start_with(&Next::default(), FsyncPolicy::Never, faulty);
+        let log = start_with(&Next::default(), SyncSchedule::of(FsyncPolicy::Never), faulty);
         log.writer.append(&[record(1)]).await.unwrap();
         let failed = log.writer.rotate().await.unwrap_err();
         assert!(matches!(failed, LogError::Failed(_)), "{failed}");
         assert_eq!(log.writer.append(&[record(2)]).await, Err(failed));
+    }
+
+    /// What a power cut leaves of it may be the next segment without what was written since to the one
+    /// before, or the other way round.
+    #[tokio::test]
+    async fn a_segment_whose_name_cannot_be_forced_ends_the_log() {
+        let next = Next::default();
+        let unforced = LogError::Failed("log: sync: the disk fails".into());
+        *next.unforced.lock().unwrap() = Some(unforced.clone());
+        let log = start_with(&next, SyncSchedule::of(FsyncPolicy::EverySec), Faulty::default());
+        log.writer.append(&[record(1)]).await.unwrap();
+        assert_eq!(log.writer.rotate().await, Err(unforced.clone()));
+        assert_eq!(log.writer.append(&[record(2)]).await, Err(unforced.clone()));
+        assert_eq!(log.writer.failed().await, unforced);
+    }
+
+    #[tokio::test]
+    async fn a_log_that_fails_names_the_file() {
+        let sync = Faulty { sync_error: true, ..Faulty::default() };
+        let write = Faulty { append_error: Some(EIO), ..Faulty::default() };
+        for faulty in [sync, write] {
+            let log = start(FsyncPolicy::Always, 1 << 20, faulty);
+            let failed = log.writer.append(&[record(1)]).await.unwrap_err();
+            assert!(failed.to_string().contains(SEGMENT), "{failed}");
+        }
     }
 
     #[tokio::test]
@@ -704,7 +812,7 @@ mod tests {
         let (open, gate) = std::sync::mpsc::sync_channel(64);
         let faulty = Faulty { sync_gate: Some(gate), ..Faulty::default() };
         let next = Next::default();
-        let log = start_with(&next, FsyncPolicy::Never, faulty);
+        let log = start_with(&next, SyncSchedule::of(FsyncPolicy::Never), faulty);
         log.writer.append(&[record(1)]).await.unwrap();
         let records = [record(2)];
         let rotating = async {
@@ -713,7 +821,7 @@ mod tests {
         };
         let appending = async {
             // Rotation was asked for.
-            while log.writer.stats().syncs == 0 {
+            while log.disk.lock().unwrap().syncs_begun == 0 {
                 tokio::task::yield_now().await;
             }
             let append = log.writer.append(&records);

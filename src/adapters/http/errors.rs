@@ -21,12 +21,14 @@ pub(super) enum Code {
     NotReady,
     Overloaded,
     ShuttingDown,
+    DurabilityLag,
     DiskFull,
     MemoryFull,
+    CompactionFailed,
 }
 
 impl Code {
-    pub(super) const ALL: [Self; 13] = [
+    pub(super) const ALL: [Self; 15] = [
         Self::BadRequest,
         Self::Vetoed,
         Self::NotFound,
@@ -38,8 +40,10 @@ impl Code {
         Self::NotReady,
         Self::Overloaded,
         Self::ShuttingDown,
+        Self::DurabilityLag,
         Self::DiskFull,
         Self::MemoryFull,
+        Self::CompactionFailed,
     ];
 
     /// As in the body.
@@ -56,8 +60,10 @@ impl Code {
             Self::NotReady => "not_ready",
             Self::Overloaded => "overloaded",
             Self::ShuttingDown => "shutting_down",
+            Self::DurabilityLag => "durability_lag",
             Self::DiskFull => "disk_full",
             Self::MemoryFull => "memory_full",
+            Self::CompactionFailed => "compaction_failed",
         }
     }
 
@@ -72,10 +78,11 @@ impl Code {
             Self::Conflict => StatusCode::CONFLICT,
             Self::TooLarge => StatusCode::PAYLOAD_TOO_LARGE,
             Self::UnsupportedMediaType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            Self::NotReady | Self::Overloaded | Self::ShuttingDown => {
+            Self::NotReady | Self::Overloaded | Self::ShuttingDown | Self::DurabilityLag => {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::DiskFull | Self::MemoryFull => StatusCode::INSUFFICIENT_STORAGE,
+            Self::CompactionFailed => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }
@@ -104,8 +111,11 @@ impl From<ClientError> for Refusal {
             ClientError::Overloaded(_) => Code::Overloaded,
             ClientError::ShuttingDown => Code::ShuttingDown,
             ClientError::TooLarge { .. } => Code::TooLarge,
+            ClientError::DurabilityLag => Code::DurabilityLag,
             ClientError::DiskFull => Code::DiskFull,
             ClientError::MemoryFull { .. } => Code::MemoryFull,
+            ClientError::NoBackups => Code::NotFound,
+            ClientError::CompactionFailed(_) => Code::CompactionFailed,
             ClientError::Vetoed { .. } => Code::Vetoed,
         };
         Self::new(code, error.to_string())
@@ -136,7 +146,7 @@ mod tests {
         for (index, code) in Code::ALL.into_iter().enumerate() {
             assert_eq!(code as usize, index);
         }
-        assert_eq!(Code::MemoryFull as usize + 1, Code::ALL.len());
+        assert_eq!(Code::CompactionFailed as usize + 1, Code::ALL.len());
     }
 
     #[test]
@@ -146,8 +156,11 @@ mod tests {
             (ClientError::Overloaded("the log is slow"), 503, "overloaded"),
             (ClientError::ShuttingDown, 503, "shutting_down"),
             (ClientError::TooLarge { bytes: 2, max_bytes: 1 }, 413, "too_large"),
+            (ClientError::DurabilityLag, 503, "durability_lag"),
             (ClientError::DiskFull, 507, "disk_full"),
+            (ClientError::NoBackups, 404, "not_found"),
             (ClientError::MemoryFull { max_memory: 1 << 30 }, 507, "memory_full"),
+            (ClientError::CompactionFailed("disk".into()), 500, "compaction_failed"),
             (ClientError::Vetoed { hook: "audit", reason: "no".into() }, 403, "vetoed"),
         ];
         for (error, status, code) in cases {

@@ -15,7 +15,7 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::domain::MemberState;
-use crate::ports::{ClientApi, ComparisonStats, MemberStatus, NodeStats};
+use crate::ports::{ClientApi, ComparisonStats, LogStats, MemberStatus, NodeStats, SyncTimes};
 
 use super::errors::Code;
 use super::render::state_name;
@@ -191,6 +191,7 @@ impl Collector for Scrape {
         self.encode_latencies(&mut encoder)?;
         self.encode_members(&mut encoder)?;
         self.encode_gauges(&mut encoder)?;
+        self.encode_syncs(&mut encoder)?;
         self.encode_counters(&mut encoder)
     }
 }
@@ -310,6 +311,25 @@ impl Scrape {
         Ok(())
     }
 
+    fn encode_syncs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let LogStats { syncs, unforced_for, .. } = self.api.stats().log;
+        let bounds = SyncTimes::BOUNDS.iter().map(Duration::as_secs_f64).chain([f64::INFINITY]);
+        let buckets: Vec<(f64, u64)> = bounds.zip(syncs.counts).collect();
+        let (name, help) = ("log_sync_duration_seconds", "Time that forcing the log to disk took");
+        encoder
+            .encode_descriptor(name, help, None, MetricType::Histogram)?
+            .encode_histogram::<NoLabelSet>(
+                syncs.total.as_secs_f64(),
+                syncs.count(),
+                &buckets,
+                None,
+            )?;
+        let help = "Age of the oldest write that waits to be forced to disk";
+        encoder
+            .encode_descriptor("log_unforced_seconds", help, None, MetricType::Gauge)?
+            .encode_gauge(&unforced_for.unwrap_or_default().as_secs_f64())
+    }
+
     fn encode_counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let stats = self.api.stats();
         let ComparisonStats {
@@ -324,7 +344,6 @@ impl Scrape {
         let failures = self.metrics.accept_failures.load(Ordering::Relaxed);
         for (name, help, value) in [
             ("log_appended_records", "Records appended to the log", stats.log.appended),
-            ("log_syncs", "Times the log was forced to disk", stats.log.syncs),
             ("read_repairs", "Entries sent to replicas found behind", stats.read_repairs),
             ("hints_delivered", "Missed writes delivered later", stats.hints_delivered),
             ("entries_synced", "Entries taken over by comparison", stats.entries_synced),

@@ -6,12 +6,16 @@
 //! future per request, and what they do is done here in a few lines. Every refusal takes its
 //! shape and code from `errors`, every count ends up in `metrics`.
 //!
+//! The other way round there is one thing: `download` gets a backup from a node that runs, for the
+//! command line.
+//!
 //! It knows nothing of quorums, replicas or the log, and does not judge how long a value may be:
 //! that is the port's business.
 
 mod admission;
 mod body;
 mod connections;
+mod download;
 mod errors;
 mod metrics;
 mod options;
@@ -20,5 +24,6 @@ mod routes;
 mod server;
 mod timer;
 
+pub use download::{Download, DownloadError};
 pub use options::HttpOptions;
 pub use server::serve;

@@ -10,8 +10,9 @@ use axum::http::{HeaderValue, Response, StatusCode, header};
 use jiff::fmt::temporal::DateTimePrinter;
 
 use crate::domain::{Member, MemberState, StopRisk, Timestamp, Value};
-use crate::ports::{Answer, ClusterStatus, Compacted, Verdict};
+use crate::ports::{Answer, BackupStream, ClusterStatus, Compacted, Verdict};
 
+use super::download::EXPECTED_BYTES;
 use super::errors::{Code, Refusal};
 use super::metrics::Call;
 
@@ -136,6 +137,20 @@ pub(super) fn compacted(compacted: &Compacted) -> Response<Body> {
     push_number(&mut out, bytes_after);
     out.extend_from_slice(br#","message":"The log is compacted."}"#);
     json(StatusCode::OK, out)
+}
+
+/// The answer to `/admin/backup`: its pieces as they come. One that ends before its end breaks the
+/// connection, so that no client takes it for complete.
+pub(super) fn backup(stream: Box<dyn BackupStream>) -> Response<Body> {
+    let expected_bytes = HeaderValue::from(stream.expected_bytes());
+    let pieces = futures_util::stream::try_unfold(stream, |mut stream| async move {
+        stream.next().await.map(|piece| piece.map(|bytes| (bytes, stream)))
+    });
+    let mut response = Response::new(Body::from_stream(pieces));
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    headers.insert(EXPECTED_BYTES, expected_bytes);
+    response
 }
 
 /// A plain success with a message.

@@ -14,6 +14,7 @@ use crate::domain::Forgotten;
 use crate::ports::{ClientApi, Consistency, Verdict};
 
 use super::admission::Places;
+use super::download::BACKUP_PATH;
 use super::errors::{Code, Refusal};
 use super::metrics::{CONTENT_TYPE, Call, Exporter, Metrics, Outcome};
 use super::{HttpOptions, body, render};
@@ -38,6 +39,7 @@ pub(super) fn router(
         .route("/cluster/forget", routing::post(forget))
         .route("/cluster/safe-to-stop", routing::get(safe_to_stop))
         .route("/admin/compact", routing::post(compact_log))
+        .route(BACKUP_PATH, routing::get(backup))
         .route("/metrics", routing::get(scrape))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
@@ -183,6 +185,13 @@ async fn compact_log(State(front): State<Arc<Front>>) -> Response<Body> {
     }
 }
 
+async fn backup(State(front): State<Arc<Front>>) -> Response<Body> {
+    match front.api.backup().await {
+        Ok(stream) => render::backup(stream),
+        Err(error) => render::refusal(&error.into()),
+    }
+}
+
 async fn safe_to_stop(State(front): State<Arc<Front>>) -> Response<Body> {
     render::stop_risks(&front.api.stop_risks())
 }
@@ -222,8 +231,9 @@ mod tests {
         StopRisk, Timestamp, Value,
     };
     use crate::ports::{
-        Answer, ClientError, ClusterStatus, ComparisonStats, ForgetError, LogStats, MemberStatus,
-        MockClientApi, NodeStats, NodeStatus, RequestOptions, StoreStats,
+        Answer, ClientError, ClusterStatus, ComparisonStats, ForgetError, LogError, LogStats,
+        MemberStatus, MockBackupStream, MockClientApi, NodeStats, NodeStatus, RequestOptions,
+        StoreStats, SyncTimes,
     };
     use axum::http::{Method, StatusCode};
     use proptest::prelude::*;
@@ -267,6 +277,54 @@ mod tests {
     async fn get_from(app: &Router, path: &str) -> (u16, String) {
         let (head, text) = send(app, request(Method::GET, path, Body::empty())).await;
         (head.status().as_u16(), text)
+    }
+
+    /// A backup of these pieces, which then ends so.
+    fn backup_of(
+        pieces: &'static [&'static str],
+        end: std::result::Result<(), LogError>,
+    ) -> MockClientApi {
+        let mut stream = MockBackupStream::new();
+        let mut left = pieces.iter().copied();
+        stream.expect_expected_bytes().return_const(7_u64);
+        stream.expect_next().returning(move || match left.next() {
+            Some(piece) => Ok(Some(Bytes::from_static(piece.as_bytes()))),
+            None => end.clone().map(|()| None),
+        });
+        let mut api = MockClientApi::new();
+        api.expect_backup().return_once(move || Ok(Box::new(stream)));
+        api
+    }
+
+    #[tokio::test]
+    async fn a_backup_is_its_pieces_and_how_long_they_are_about() {
+        let app = app(backup_of(&["abc", "de"], Ok(())));
+        let (head, body) = send(&app, request(Method::GET, "/admin/backup", Body::empty())).await;
+        assert_eq!((head.status(), body.as_str()), (StatusCode::OK, "abcde"));
+        assert_eq!(head.headers()["content-type"], "application/octet-stream");
+        assert_eq!(head.headers()["lally-expected-bytes"], "7");
+    }
+
+    #[tokio::test]
+    async fn a_backup_that_fails_in_the_middle_has_no_end() {
+        let app = app(backup_of(&["abc"], Err(LogError::Closed)));
+        let request = request(Method::GET, "/admin/backup", Body::empty());
+        let (_, body) = app.oneshot(request).await.unwrap().into_parts();
+        assert!(axum::body::to_bytes(body, usize::MAX).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn a_backup_that_is_refused_says_why() {
+        for (error, status, code) in [
+            (ClientError::Overloaded("busy"), 503, "overloaded"),
+            (ClientError::NoBackups, 404, "not_found"),
+        ] {
+            let mut api = MockClientApi::new();
+            api.expect_backup().return_once(move || Err(error));
+            let (found, body) = get_from(&app(api), "/admin/backup").await;
+            assert_eq!(found, status);
+            assert!(body.contains(code), "{body}");
+        }
     }
 
     #[tokio::test]
@@ -608,10 +666,17 @@ mod tests {
         api.expect_get().return_once(|_, _| Ok(found(None)));
         api.expect_cluster().returning(two_nodes);
         api.expect_readiness().returning(|| Ok(()));
-        api.expect_stats().returning(|| NodeStats {
+        let total = Duration::from_millis(2_500);
+        let syncs = SyncTimes { counts: [0, 0, 0, 1, 0, 0, 0, 0, 0, 1, 1], total };
+        api.expect_stats().returning(move || NodeStats {
             store: two_nodes().store,
             memory_limit: MemoryLimit::bytes(9_000),
-            log: LogStats { bytes: 4_096, appended: 12, syncs: 3 },
+            log: LogStats {
+                bytes: 4_096,
+                appended: 12,
+                syncs,
+                unforced_for: Some(Duration::from_millis(1_500)),
+            },
             read_repairs: 5,
             quarantined: 6,
             digest_drift: 2,
@@ -650,7 +715,12 @@ mod tests {
             "lally_memory_limit_bytes 9000",
             "lally_log_bytes 4096",
             "lally_log_appended_records_total 12",
-            "lally_log_syncs_total 3",
+            "lally_log_sync_duration_seconds_count 3",
+            "lally_log_sync_duration_seconds_sum 2.5",
+            r#"lally_log_sync_duration_seconds_bucket{le="0.005"} 1"#,
+            r#"lally_log_sync_duration_seconds_bucket{le="10.0"} 2"#,
+            r#"lally_log_sync_duration_seconds_bucket{le="+Inf"} 3"#,
+            "lally_log_unforced_seconds 1.5",
             "lally_read_repairs_total 5",
             "lally_drift_refusals_total 0",
             "lally_ready 1",

@@ -236,6 +236,12 @@ mod tests {
             unreachable!("nobody asks")
         }
 
+        async fn backup(
+            &self,
+        ) -> Result<Box<dyn crate::ports::BackupStream>, crate::ports::ClientError> {
+            unreachable!("nobody asks")
+        }
+
         fn stop_risks(&self) -> Vec<crate::domain::StopRisk> {
             unreachable!("nobody asks")
         }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use crate::app::IdentityError;
 use crate::ports::LogError;
@@ -29,8 +30,14 @@ pub enum RunError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The log cannot be used, or failed while the node ran.
-    #[error("{0}")]
+    #[error("{error}{}", ways_on(.0), error = .0)]
     Log(#[from] LogError),
+    /// A command found something damaged, and has said what.
+    #[error("{0}")]
+    Damaged(String),
+    /// A command could not do what it was asked. What it has done, it has said.
+    #[error("{0}")]
+    Command(String),
     /// A server ended that should not have.
     #[error("the {server} server failed: {error}")]
     Server {
@@ -50,8 +57,22 @@ impl RunError {
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
-            Self::Log(LogError::Corrupt { .. }) => 65,
+            Self::Log(LogError::Corrupt { .. }) | Self::Damaged(_) => 65,
             _ => 1,
         }
     }
+}
+
+/// What can be done about a log that is refused.
+fn ways_on(error: &LogError) -> String {
+    let LogError::Corrupt { file, .. } = error else { return String::new() };
+    let dir = Path::new(file).parent().unwrap_or(Path::new("."));
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir }.display();
+    format!(
+        "\n\nThe log is left as it is. What can be done:\n  \
+         lally log check {dir}\n      says what is damaged, and how much\n  \
+         --recover-from-peers\n      starts, and gets the data from the other members; the log is moved aside\n  \
+         lally log repair {dir}\n      keeps what is intact, and says what is lost; the log is moved aside\n  \
+         --replay-log PATH\n      starts with an intact copy; --fresh starts empty"
+    )
 }

@@ -1,12 +1,20 @@
 //! The composition root: the production node, and the only module that names adapters.
 //!
 //! [`run`] is the life of the process: listen, claim the data directory, replay, serve, stop. What
-//! can be refused is refused before anything is changed, in that order.
+//! can be refused is refused before anything is changed, in that order. [`perform`] carries out a
+//! command instead, in a module for each.
 
 mod addresses;
+mod backup;
+mod command;
 mod errors;
+mod log_check;
+mod log_dump;
+mod log_import;
+mod log_repair;
 mod run;
 mod storage;
 
+pub use command::perform;
 pub use errors::RunError;
 pub use run::{Signals, run};

@@ -11,12 +11,13 @@ use tokio_util::task::TaskTracker;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::config::Config;
 use crate::adapters::dash_store::DashStore;
+use crate::adapters::file_aof::FileAof;
 use crate::adapters::grpc::{self, GrpcOptions, GrpcPeers, ServerOptions};
 use crate::adapters::http::{self, HttpOptions};
 use crate::adapters::{hooks, swim};
 use crate::app::{Node, NodeParts, NodeSettings};
-use crate::domain::MemoryLimit;
-use crate::ports::Hook;
+use crate::domain::{LogWeight, MemoryLimit};
+use crate::ports::{Hook, NodeStats};
 
 use super::addresses::Addresses;
 use super::errors::RunError;
@@ -136,6 +137,7 @@ impl Running {
 
         let replayed = node.replay().await?;
         tracing::info!(records = replayed.records, bytes = replayed.bytes, "log replayed");
+        report_space(&storage.log, &node.client_api().stats());
         let (bound, advertised) = (addresses.http_bound, &addresses.http_addr);
         tracing::info!(addr = %bound, %advertised, "HTTP listening");
 
@@ -176,6 +178,27 @@ impl Running {
         self.node.close().await?;
         tracing::info!("stopped");
         Ok(())
+    }
+}
+
+/// Says what the disk of the log has room for, before it has not.
+fn report_space(log: &FileAof, held: &NodeStats) {
+    let weight = LogWeight {
+        log_bytes: held.log.bytes,
+        entries: held.store.keys + held.store.tombstones,
+        payload_bytes: held.store.payload_bytes,
+    };
+    let Some(free_bytes) = log.free_bytes() else { return };
+    let (log_bytes, compaction_bytes) = (weight.log_bytes, weight.live_bytes());
+    if weight.is_too_much_for(free_bytes) {
+        tracing::warn!(
+            free_bytes,
+            compaction_bytes,
+            log_bytes,
+            "the disk has no room to compact the log, which will grow with every write: free some space"
+        );
+    } else {
+        tracing::info!(free_bytes, compaction_bytes, log_bytes, "disk of the log");
     }
 }
 

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use crate::adapters::clock::SystemClock;
 use crate::adapters::config::{Config, Fsync};
 use crate::adapters::data_dir::{DataDir, DataDirError};
-use crate::adapters::file_aof::{AofOptions, FileAof, FsyncPolicy, install_log};
+use crate::adapters::file_aof::{
+    AofOptions, FileAof, FsyncPolicy, free_bytes, install_log, log_bytes, refuse_foreign_log,
+    verify_log,
+};
 use crate::adapters::json_book::JsonBook;
 use crate::adapters::json_quarantine::JsonQuarantine;
 use crate::app::Identity;
@@ -40,11 +43,11 @@ impl Storage {
         let new_id = NodeId::new(rand::random());
         let identity = Identity::load(book_file.as_ref(), &config.cluster_name, new_id).await?;
         let options = aof_options(config, &dir, identity.id());
-        let change = LogChange::prepare(config, &dir, &options).await?;
+        let knows_others = !config.seed_nodes.is_empty() || identity.knows_members();
+        let change = LogChange::prepare(config, &dir, &options, knows_others).await?;
         let data = change.kept_data();
         let (book, last_phase) = identity.claim(book_file.as_ref(), data).await?;
         change.carry_out(&dir)?;
-        let knows_others = !config.seed_nodes.is_empty() || !book.members.is_empty();
         let start = Start::decide(last_phase, data, knows_others);
         let log = Arc::new(FileAof::open(options)?);
         let quarantine = Arc::new(JsonQuarantine::new(&dir.quarantine_dir()));
@@ -67,6 +70,8 @@ enum LogChange {
     Keep,
     /// There is none, though the node may have had one: the disk was replaced, say.
     Missing,
+    /// Nothing, but it lacks records: it was repaired.
+    Incomplete,
     /// It is set aside.
     SetAside,
     /// It is set aside, and the staged one takes its place.
@@ -80,13 +85,22 @@ impl LogChange {
         config: &Config,
         dir: &DataDir,
         options: &AofOptions,
+        knows_others: bool,
     ) -> Result<Self, RunError> {
         let Some(source) = &config.replay_log else {
-            return Ok(match (config.fresh, dir.has_log()) {
-                (true, _) => Self::SetAside,
-                (false, true) => Self::Keep,
-                (false, false) => Self::Missing,
-            });
+            if config.fresh {
+                return Ok(Self::SetAside);
+            }
+            return match dir.has_log().map_err(unusable)? {
+                false => Ok(Self::Missing),
+                true if config.recover_from_peers => {
+                    Self::recover(dir, options, knows_others).await
+                }
+                true => {
+                    refuse_foreign_log(options)?;
+                    Ok(Self::keep(dir))
+                }
+            };
         };
         if dir.is_staged(source) {
             return Err(RunError::Usage(format!(
@@ -94,6 +108,7 @@ impl LogChange {
                 source.display()
             )));
         }
+        refuse_without_space(source, &config.data_dir)?;
         let staged = AofOptions { dir: dir.stage_log().map_err(unusable)?, ..options.clone() };
         // Away from the thread that waits for signals.
         let from = source.clone();
@@ -111,9 +126,37 @@ impl LogChange {
         }
     }
 
+    fn keep(dir: &DataDir) -> Self {
+        if dir.log_is_incomplete() { Self::Incomplete } else { Self::Keep }
+    }
+
+    /// Reads the whole log, once more than a start does otherwise: what becomes of it has to be known
+    /// before anything is written down.
+    async fn recover(
+        dir: &DataDir,
+        options: &AofOptions,
+        knows_others: bool,
+    ) -> Result<Self, RunError> {
+        let own = options.clone();
+        let reading = tokio::task::spawn_blocking(move || verify_log(&own, drop)).await;
+        match reading.unwrap_or_else(|error| Err(LogError::Failed(error.to_string()))) {
+            Ok(_) => Ok(Self::keep(dir)),
+            Err(damage @ LogError::Corrupt { .. }) if knows_others => {
+                tracing::warn!(%damage, "recovering from the other members");
+                Ok(Self::SetAside)
+            }
+            Err(damage @ LogError::Corrupt { .. }) => Err(RunError::Usage(format!(
+                "recover_from_peers: {damage}; and this node knows no other member to get its data from; add --seed-node with the address of one, or see what is intact with `lally log check {}`. Nothing was changed",
+                dir.log_dir().display()
+            ))),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     const fn kept_data(&self) -> KeptData {
         match self {
             Self::Keep => KeptData::All,
+            Self::Incomplete => KeptData::Incomplete,
             Self::Missing | Self::SetAside => KeptData::None,
             Self::SwapIn => KeptData::Replaced,
         }
@@ -122,7 +165,11 @@ impl LogChange {
     fn carry_out(self, dir: &DataDir) -> Result<(), RunError> {
         let now = SystemClock.now();
         let aside = match self {
-            Self::Keep | Self::Missing => None,
+            Self::Keep => None,
+            Self::Missing | Self::Incomplete => {
+                dir.unmark_log().map_err(unusable)?;
+                None
+            }
             Self::SetAside => dir.set_log_aside(now).map_err(unusable)?,
             Self::SwapIn => dir.swap_in_staged_log(now).map_err(unusable)?,
         };
@@ -144,7 +191,23 @@ fn refuse_missing(replay_log: Option<&Path>) -> Result<(), RunError> {
     })
 }
 
-#[expect(clippy::needless_pass_by_value, reason = "handed to map_err")]
+/// The log to replay is copied before it replaces anything, so there must be space for it.
+fn refuse_without_space(source: &Path, data_dir: &Path) -> Result<(), RunError> {
+    let needed = log_bytes(source)?;
+    match free_bytes(data_dir) {
+        Some(free) if free < needed => {
+            let (source, dir) = (source.display(), data_dir.display());
+            Err(RunError::DataDir(format!(
+                "replay_log: {source} has {needed} bytes, and the disk of {dir} has {free} bytes free; nothing was changed"
+            )))
+        }
+        _ => Ok(()),
+    }
+}
+
 fn unusable(error: DataDirError) -> RunError {
-    RunError::DataDir(error.to_string())
+    match error {
+        DataDirError::NotOne { .. } => RunError::Usage(error.to_string()),
+        other => RunError::DataDir(other.to_string()),
+    }
 }

@@ -12,6 +12,7 @@ use tempfile::TempDir;
 use tokio::task::JoinSet;
 
 use super::suite::contract;
+use crate::small_disk::SmallDisk;
 
 contract! {
     async over {
@@ -46,6 +47,7 @@ async fn a_save_that_fails_names_the_file_and_leaves_the_old_book() {
     let file = File::new();
     file.open().save(&book(1)).await.unwrap();
     // Where the draft is written there is something that is no file.
+    fs::remove_file(file.path().with_extension("new")).ok();
     fs::create_dir(file.path().with_extension("new")).unwrap();
     let failed = file.open().save(&book(2)).await.unwrap_err();
     assert_eq!(failed.file, file.path().display().to_string());
@@ -66,6 +68,32 @@ async fn a_book_that_is_cut_anywhere_is_refused_not_half_believed() {
         let refused = file.open().load().await.unwrap_err();
         assert_eq!(refused.file, file.path().display().to_string());
     }
+}
+
+#[tokio::test]
+async fn a_book_is_saved_on_a_full_disk_again_and_again_and_may_grow_a_little() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = SmallDisk::mount(&dir.path().join("disk"), 256 << 10) else { return };
+    let file = JsonBook::new(&dir.path().join("disk/node.json"));
+    file.save(&book(1)).await.unwrap();
+    disk.take_all();
+    for number in 2..20 {
+        // Now longer, now shorter than the one before.
+        let grown = (0..number % 5).flat_map(members).collect();
+        let next = Book { members: grown, ..book(number) };
+        file.save(&next).await.unwrap();
+        assert_eq!(JsonBook::new(&dir.path().join("disk/node.json")).load().await, Ok(Some(next)));
+    }
+    // More than there is room for: refused, and what was saved before is there.
+    let last = file.load().await;
+    let large = Book { members: (0..100).flat_map(members).collect(), ..book(20) };
+    let refused = file.save(&large).await.unwrap_err();
+    assert!(refused.reason.contains("the disk is full"), "{refused}");
+    assert_eq!(file.load().await, last);
+    disk.free();
+    file.save(&large).await.unwrap();
+    assert_eq!(file.load().await, Ok(Some(large)));
+    drop(disk);
 }
 
 async fn nothing_was_saved_yet(shelf: &dyn Shelf) {

@@ -11,7 +11,8 @@ use std::process::{Command, Stdio};
 use super::node::Setup;
 use super::wait::{PATIENCE, eventually, is};
 
-fn can_trace() -> bool {
+/// Whether `strace` may trace here; says so if not.
+pub fn can_trace() -> bool {
     let mut probe = Command::new("strace");
     match probe.args(["-o", "/dev/null", "true"]).stderr(Stdio::null()).status() {
         Ok(status) if status.success() => true,

@@ -15,7 +15,7 @@ use super::wait::{eventually, is};
 /// The grace, the longest absence, and time for a proposal after both.
 const FORGOTTEN_WITHIN: Duration = Duration::from_secs(150);
 
-fn forgotten<'a>(nodes: impl IntoIterator<Item = &'a Node>) {
+pub(super) fn forgotten<'a>(nodes: impl IntoIterator<Item = &'a Node>) {
     let nodes: Vec<_> = nodes.into_iter().collect();
     eventually("the removal is forgotten", FORGOTTEN_WITHIN, || {
         let clusters: Vec<_> = nodes.iter().map(|node| node.cluster()).collect();

@@ -1,7 +1,10 @@
 //! A disk that is full: writes are refused, reads and removals go on, and space is all it takes to
 //! go on.
 
-use super::node::Setup;
+use std::fs;
+
+use super::node::{Node, Setup};
+use super::ring;
 use crate::small_disk::SmallDisk;
 
 #[test]
@@ -72,7 +75,6 @@ fn a_full_disk_takes_removals_which_stay_after_a_kill_and_refuses_values_all_the
     // Also of what was never there.
     assert_eq!(client.remove("never written").succeeded().value(), None);
     node.kill9();
-    // A start writes down its generation.
     disk.free();
     node.restart();
     node.wait_ready();
@@ -92,6 +94,82 @@ fn a_full_disk_takes_removals_which_stay_after_a_kill_and_refuses_values_all_the
     node.wait_for_log(&["the disk has space again"]);
     let setup = node.setup().clone();
     drop(node);
+    drop(disk);
+    drop(setup);
+}
+
+/// The number of the node's last start.
+fn generation(node: &Node) -> u64 {
+    let text = fs::read(node.setup().data_dir().join("node.json")).unwrap();
+    let book: serde_json::Value = serde_json::from_slice(&text).unwrap();
+    book["generation"].as_u64().unwrap()
+}
+
+#[test]
+fn a_node_that_starts_on_a_full_disk_serves_reads_and_takes_removals() {
+    let setup = Setup::new();
+    let Some(disk) = SmallDisk::mount(&setup.data_dir(), 1 << 20) else { return };
+    let mut node = setup.start_ready();
+    let mut client = node.client();
+    let value = "x".repeat(1_000);
+    for i in 0..200 {
+        client.add(&format!("k{i}"), &value).succeeded();
+    }
+    disk.take_all();
+    client.add("large", &"x".repeat(200_000)).failed(507, "disk_full");
+    let mut last = generation(&node);
+    for turn in 0..6 {
+        // By turns a crash and a graceful stop.
+        if turn % 2 == 0 {
+            node.kill9();
+        } else {
+            assert_eq!(node.terminate(), Some(0));
+        }
+        node.restart();
+        node.wait_ready();
+        let now = generation(&node);
+        assert!(now > last, "{now} after {last}");
+        last = now;
+        let mut client = node.client();
+        for i in 0..200 {
+            let expected = (i >= turn * 10).then_some(&value);
+            assert_eq!(client.get(&format!("k{i}")).value().as_ref(), expected, "k{i}");
+        }
+        client.add("large", &"x".repeat(200_000)).failed(507, "disk_full");
+        for i in turn * 10..turn * 10 + 10 {
+            client.remove(&format!("k{i}")).succeeded();
+        }
+    }
+    disk.free();
+    client = node.client();
+    client.add("large", &"x".repeat(200_000)).succeeded();
+    assert_eq!((node.holdings().1, node.holdings().2), (141, 60));
+    let setup = node.setup().clone();
+    drop(node);
+    drop(disk);
+    drop(setup);
+}
+
+#[test]
+fn a_member_that_starts_on_a_full_disk_comes_back_into_its_cluster() {
+    let setup = Setup::new();
+    let Some(disk) = SmallDisk::mount(&setup.data_dir(), 1 << 20) else { return };
+    let mut node = setup.start_ready();
+    node.client().add("k", "v").succeeded();
+    let other = Setup::new().seed(node.grpc()).start_ready();
+    ring::wait_whole([&node, &other]);
+    disk.take_all();
+    for _ in 0..3 {
+        node.kill9();
+        other.client().remove("k").succeeded();
+        node.restart();
+        node.wait_ready();
+        assert_eq!(node.client().get("k").value(), None);
+        ring::wait_whole([&node, &other]);
+    }
+    let setup = node.setup().clone();
+    drop(node);
+    drop(other);
     drop(disk);
     drop(setup);
 }

@@ -7,16 +7,18 @@
 //! [`lifecycle`] (start, stop, signals, exit codes, the log file), [`http`] (shapes, codes,
 //! limits), [`abuse`] (what no client should send), [`cluster`] (quorums, joining, leaving),
 //! [`consistency`] (what reads may see), [`operators`] (forgetting members, safe stops),
-//! [`faults`] (members that die, hang, or lose their disk), [`large_join`], [`forgetting`],
-//! [`compaction`], [`full_disk`], [`full_memory`], [`overload`], [`content`] (bytes come back as they
-//! were), [`durable_names`] (what a power cut must not take), [`kill_loop`], [`dataset`], and
-//! [`readme`] (what it tells people to type).
+//! [`faults`] (members that die, hang, or lose their disk), [`large_join`], [`large_log`],
+//! [`forgetting`], [`compaction`], [`backup`], [`full_disk`], [`slow_disk`], [`full_memory`], [`overload`], [`content`] (bytes come
+//! back as they were), [`durable_names`] (what a power cut must not take), [`kill_loop`], [`dataset`],
+//! [`log_commands`], [`log_import`] and [`log_repair`] (`lally log ...`, recovering from peers),
+//! [`log_refusals`] (logs that no node starts on), and [`readme`] (what it tells people to type).
 //!
 //! The harness: [`node`] runs a process, [`client`] speaks HTTP so plainly that the raw text of an
 //! answer can be checked, [`ring`] starts several nodes and waits for them, [`wait`] waits for
 //! facts, [`turn`] keeps a small machine from running everything at once.
 
 mod abuse;
+mod backup;
 pub(super) mod client;
 mod cluster;
 mod compaction;
@@ -24,7 +26,7 @@ mod config;
 mod consistency;
 mod content;
 mod dataset;
-mod durable_names;
+pub(super) mod durable_names;
 mod faults;
 mod forgetting;
 mod full_disk;
@@ -32,12 +34,18 @@ mod full_memory;
 mod http;
 mod kill_loop;
 mod large_join;
+mod large_log;
 mod lifecycle;
+mod log_commands;
+mod log_import;
+mod log_refusals;
+mod log_repair;
 pub(super) mod node;
 mod operators;
 mod overload;
 mod readme;
 mod ring;
 mod shape;
+mod slow_disk;
 pub(super) mod turn;
 pub(super) mod wait;

@@ -129,6 +129,25 @@ impl Setup {
         Node { setup: self, process, http: nowhere, grpc: nowhere }
     }
 
+    /// Starts the node and waits until it listens, or has ended instead.
+    pub fn start_or_end(self) -> Result<Node, Finished> {
+        let mut node = self.start_halfway();
+        let listens = eventually("the node listens, or ends", PATIENCE, || {
+            let ended = node.has_ended();
+            let log = node.log();
+            let addr_of = |what| log.lines().find(|line| line.contains(what)).and_then(addr_in);
+            match (addr_of("HTTP listening"), addr_of("gRPC listening")) {
+                (Some(http), Some(grpc)) => Ok(Some((http, grpc))),
+                _ if ended => Ok(None),
+                _ => Err(log),
+            }
+        });
+        match listens {
+            Some((http, grpc)) => Ok(Node { http, grpc, ..node }),
+            None => Err(node.finished()),
+        }
+    }
+
     /// Starts the node and waits until it is ready.
     pub fn start_ready(self) -> Node {
         let node = self.start();
@@ -144,6 +163,12 @@ impl Setup {
             .unwrap_or_else(|| panic!("it runs on instead of ending:\n{}", process.stderr.text()));
         process.finish_reading();
         Finished { code, stdout: process.stdout.text(), stderr: process.stderr.text() }
+    }
+
+    /// Runs a command of the binary in the directory of the node.
+    pub fn run_command<S: AsRef<str>>(&self, args: impl IntoIterator<Item = S>) -> Finished {
+        let bare = Self { args: Vec::new(), http_port: None, grpc_port: None, ..self.clone() };
+        bare.without_seeds().args(args).run()
     }
 
     fn command(&self) -> Command {
@@ -310,6 +335,18 @@ impl Node {
         self.process
             .wait(PATIENCE)
             .unwrap_or_else(|| panic!("it does not end:\n{}", self.process.stderr.text()))
+    }
+
+    /// How it ended, once it has.
+    pub fn finished(mut self) -> Finished {
+        let code = self.wait_for_exit();
+        self.process.finish_reading();
+        Finished { code, stdout: self.process.stdout.text(), stderr: self.process.stderr.text() }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.process.child.id()
     }
 
     pub fn has_ended(&mut self) -> bool {

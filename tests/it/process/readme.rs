@@ -13,6 +13,7 @@ use super::ring;
 
 const README: &str = include_str!("../../../README.md");
 const API: &str = include_str!("../../../docs/api.md");
+const BACKUP: &str = include_str!("../../../docs/backup.md");
 
 /// Whether there is a `curl`; says so if not.
 fn curl_is_there() -> bool {
@@ -49,6 +50,67 @@ fn succeeds(line: &str, hosts: &[(&str, &Node)]) {
     assert_eq!(reply["status"], "success", "{line}: {printed}");
 }
 
+/// Runs a line that writes a backup into a file, and starts a node on that.
+fn saves_a_backup(line: &str, node: &Node) {
+    let place = tempfile::tempdir().unwrap();
+    let file = line.split_whitespace().skip_while(|word| *word != "--output").nth(1).unwrap();
+    let path = place.path().join(file).display().to_string();
+    run(&line.replace(file, &path), &[("localhost:3000", node)]);
+    let restored = Setup::new().args(["--replay-log", &path]).start_ready();
+    assert_eq!(restored.holdings(), node.holdings());
+}
+
+/// The words of a line that runs `lally`, with other places and ports.
+fn words(line: &str, places: &[(&str, String)]) -> Vec<String> {
+    let words = line.split_whitespace().skip(1).map(|word| {
+        let place = places.iter().find(|(named, _)| word == *named);
+        place.map_or_else(|| word.to_owned(), |(_, here)| here.clone())
+    });
+    words.collect()
+}
+
+#[test]
+fn the_backups_of_the_documents_are_made_and_nodes_start_on_them() {
+    let node = Setup::new().start_ready();
+    node.client().add("k", "v").succeeded();
+    let place = tempfile::tempdir().unwrap();
+    let here = |name: &str| place.path().join(name).display().to_string();
+    let (http, grpc) = (node.http().to_string(), node.grpc().to_string());
+    for (number, document) in [README, BACKUP].into_iter().enumerate() {
+        let places = [
+            ("/backup/monday", here(&format!("monday-{number}"))),
+            ("/backup/tuesday", here(&format!("tuesday-{number}"))),
+            ("/var/lib/lally", here(&format!("lally-{number}"))),
+            ("/var/lib/lally-2", here(&format!("lally-2-{number}"))),
+            ("./restored", here(&format!("restored-{number}"))),
+            ("db-2.internal:3000", http.clone()),
+            ("127.0.0.1:50071", grpc.clone()),
+        ];
+        let (mut made, mut started) = (0, 0);
+        for line in lines(document, "lally ") {
+            let mut words = words(line, &places);
+            if words[0] == "backup" {
+                // The port of the machine's configuration.
+                if !words.iter().any(|word| word == "--from") {
+                    words.extend(["--from".to_owned(), http.clone()]);
+                }
+                let backup = Setup::new().http_port(None).grpc_port(None).args(&words).run();
+                assert_eq!(backup.code, Some(0), "{line}: {backup:?}");
+                made += 1;
+            } else if words[0].starts_with("--") {
+                let is_port = |word: &String| word == "--http-port" || word == "--grpc-port";
+                while let Some(at) = words.iter().position(is_port) {
+                    words.drain(at..at + 2);
+                }
+                let restored = Setup::new().args(&words).start_ready();
+                assert_eq!(restored.holdings(), node.holdings(), "{line}");
+                started += 1;
+            }
+        }
+        assert!(made >= 1 && started >= 1, "{made} {started}");
+    }
+}
+
 #[test]
 fn the_calls_of_the_readme_and_of_the_reference_succeed_on_one_node() {
     if !curl_is_there() {
@@ -58,8 +120,11 @@ fn the_calls_of_the_readme_and_of_the_reference_succeed_on_one_node() {
     let mut called = 0;
     for document in [README, API] {
         for line in lines(document, "curl ").filter(|line| line.contains("localhost:3000")) {
+            if line.contains("--output") {
+                saves_a_backup(line, &node);
+                called += 1;
             // A quorum of more than one node is for the three below.
-            if !line.contains("quorum") {
+            } else if !line.contains("quorum") {
                 succeeds(line, &[("localhost:3000", &node)]);
                 called += 1;
             }

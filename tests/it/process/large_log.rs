@@ -1,0 +1,349 @@
+//! A log of a million keys: what its compaction does to writes beside it, and how long a node takes
+//! to come back from it, beside `redis-server` with the same data in the same run.
+//!
+//! By default there are few keys and no ratio is checked: what is checked then is that nothing is
+//! missing. `make large-log` takes 1,000,000 keys, a release build and `redis-server` if there is
+//! one, and writes a dated result.
+
+use std::fmt::Write as _;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::node::{Node, Setup, free_port};
+use super::turn::Turn;
+use super::wait::{PATIENCE, eventually};
+
+/// Requests sent before the first answer is read.
+const AHEAD: usize = 200;
+
+/// Connections that write while the log is compacted.
+const WRITERS: usize = 4;
+
+/// How long writes are watched before a compaction.
+const BEFORE: Duration = Duration::from_secs(5);
+
+/// Measurements of each kind; the middle one counts.
+const ROUNDS: usize = 3;
+
+fn keys() -> usize {
+    std::env::var("LALLY_TEST_LARGE_LOG").map_or(5_000, |keys| keys.parse().unwrap())
+}
+
+/// Sixteen bytes.
+fn key(i: usize) -> String {
+    format!("key-{i:012}")
+}
+
+/// A hundred bytes.
+fn value(i: usize) -> String {
+    format!("{i:020}").repeat(5)
+}
+
+fn load(node: &Node, keys: usize) {
+    let mut client = node.client();
+    let all: Vec<usize> = (0..keys).collect();
+    for batch in all.chunks(AHEAD) {
+        let bodies: Vec<_> =
+            batch.iter().map(|i| json!({"key": key(*i), "value": value(*i)})).collect();
+        for reply in client.pipeline("/add", &bodies) {
+            assert_eq!(reply.status, 200, "{reply:?}");
+        }
+    }
+}
+
+fn holds_all(node: &Node, keys: usize) {
+    let mut client = node.client();
+    for i in (0..keys).step_by(keys / 1_000) {
+        assert_eq!(client.get(&key(i)).value(), Some(value(i)), "{i}");
+    }
+}
+
+fn bytes_below(dir: &Path) -> u64 {
+    let files = std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path());
+    files.map(|at| if at.is_dir() { bytes_below(&at) } else { at.metadata().unwrap().len() }).sum()
+}
+
+/// The time from the start of a process to its readiness, in the middle of a few.
+fn middle(mut times: Vec<Duration>) -> Duration {
+    times.sort_unstable();
+    times[times.len() / 2]
+}
+
+fn start_time(node: &mut Node) -> Duration {
+    let times = (0..ROUNDS).map(|_| {
+        assert_eq!(node.terminate(), Some(0));
+        let began = Instant::now();
+        node.restart();
+        node.wait_ready();
+        began.elapsed()
+    });
+    middle(times.collect())
+}
+
+/// Writes to keys that exist until `phase` is over; the latencies of phase 0 and phase 1.
+fn write_until_done(
+    addr: SocketAddr,
+    writer: usize,
+    keys: usize,
+    phase: &AtomicU8,
+) -> [Vec<Duration>; 2] {
+    let mut latencies = [Vec::new(), Vec::new()];
+    let mut client = super::client::Client::new(addr);
+    let mut turn = writer;
+    loop {
+        let began_in = phase.load(Ordering::Relaxed);
+        let Some(latencies) = latencies.get_mut(usize::from(began_in)) else { return latencies };
+        // Far apart, so that they are of all parts of the store.
+        turn = (turn + 7_919) % keys;
+        let began = Instant::now();
+        client.add(&key(turn), &value(turn)).succeeded();
+        latencies.push(began.elapsed());
+    }
+}
+
+struct Tail {
+    before: Duration,
+    during: Duration,
+    slowest: Duration,
+    took: Duration,
+    writes: usize,
+}
+
+/// The 99th percentile of the latency of writes before and during a compaction.
+fn compact_under_load(node: &Node, keys: usize, before: Duration) -> Tail {
+    let phase = AtomicU8::new(0);
+    let (latencies, took) = thread::scope(|scope| {
+        let writing: Vec<_> = (0..WRITERS)
+            .map(|n| {
+                let (addr, phase) = (node.http(), &phase);
+                scope.spawn(move || write_until_done(addr, n, keys, phase))
+            })
+            .collect();
+        // Not a wait for a fact: what is measured is what happens meanwhile.
+        thread::sleep(before);
+        phase.store(1, Ordering::Relaxed);
+        let began = Instant::now();
+        let mut client = super::client::Client::with_patience(node.http(), 10 * PATIENCE);
+        client.ask("POST", "/admin/compact").succeeded();
+        let took = began.elapsed();
+        phase.store(2, Ordering::Relaxed);
+        let latencies: Vec<_> = writing.into_iter().map(|w| w.join().unwrap()).collect();
+        (latencies, took)
+    });
+    let of = |phase: usize| {
+        let mut all: Vec<_> = latencies.iter().flat_map(|of| of[phase].clone()).collect();
+        all.sort_unstable();
+        all
+    };
+    let p99 =
+        |sorted: &[Duration]| sorted.get(sorted.len() * 99 / 100).copied().unwrap_or_default();
+    let (calm, busy) = (of(0), of(1));
+    let slowest = busy.last().copied().unwrap_or_default();
+    Tail { before: p99(&calm), during: p99(&busy), slowest, took, writes: busy.len() }
+}
+
+/// A `redis-server` with an append-only file, ended when dropped.
+struct Redis {
+    child: Child,
+    addr: SocketAddr,
+    dir: tempfile::TempDir,
+}
+
+impl Redis {
+    fn start() -> Option<Self> {
+        if Command::new("redis-server").arg("--version").output().is_err() {
+            eprintln!("redis-server is not installed: nothing to compare with");
+            return None;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+        let child = Self::spawn(dir.path(), addr);
+        let redis = Self { child, addr, dir };
+        redis.wait_ready();
+        Some(redis)
+    }
+
+    fn spawn(dir: &Path, addr: SocketAddr) -> Child {
+        let port = addr.port().to_string();
+        let args = ["--port", &port, "--bind", "127.0.0.1", "--appendonly", "yes", "--save", ""];
+        let mut command = Command::new("redis-server");
+        command.args(args).args(["--appendfsync", "everysec"]).current_dir(dir);
+        command.stdout(Stdio::null()).spawn().unwrap()
+    }
+
+    fn wait_ready(&self) {
+        eventually("redis-server answers", 10 * PATIENCE, || {
+            let answer = TcpStream::connect(self.addr).and_then(|mut stream| {
+                stream.write_all(b"PING\r\n")?;
+                let mut line = String::new();
+                BufReader::new(stream).read_line(&mut line)?;
+                Ok(line)
+            });
+            match answer {
+                Ok(line) if line.starts_with("+PONG") => Ok(()),
+                other => Err(format!("{other:?}")),
+            }
+        });
+    }
+
+    fn load(&self, keys: usize) {
+        let mut stream = TcpStream::connect(self.addr).unwrap();
+        let all: Vec<usize> = (0..keys).collect();
+        for batch in all.chunks(AHEAD) {
+            let mut requests = String::new();
+            for i in batch {
+                let (key, value) = (key(*i), value(*i));
+                write!(requests, "*3\r\n$3\r\nSET\r\n$16\r\n{key}\r\n$100\r\n{value}\r\n").unwrap();
+            }
+            stream.write_all(requests.as_bytes()).unwrap();
+            let mut answers = vec![0; 5 * batch.len()];
+            stream.read_exact(&mut answers).unwrap();
+            assert!(answers.chunks(5).all(|answer| answer == b"+OK\r\n"));
+        }
+    }
+
+    fn info(&self, wanted: &str) -> String {
+        let mut stream = BufReader::new(TcpStream::connect(self.addr).unwrap());
+        stream.get_mut().write_all(b"INFO persistence\r\n").unwrap();
+        let lines = stream.lines().map(Result::unwrap);
+        let found = lines.into_iter().find_map(|l| l.strip_prefix(wanted).map(str::to_owned));
+        found.unwrap()
+    }
+
+    fn rewrite(&self) {
+        let mut stream = BufReader::new(TcpStream::connect(self.addr).unwrap());
+        stream.get_mut().write_all(b"BGREWRITEAOF\r\n").unwrap();
+        stream.read_line(&mut String::new()).unwrap();
+        eventually("the file is rewritten", 10 * PATIENCE, || {
+            let state =
+                self.info("aof_rewrite_in_progress:") + &self.info("aof_rewrite_scheduled:");
+            if state == "00" { Ok(()) } else { Err(state) }
+        });
+    }
+
+    fn end(&mut self) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
+        self.child.wait().unwrap();
+    }
+
+    fn start_time(&mut self) -> Duration {
+        let times = (0..ROUNDS).map(|_| {
+            self.end();
+            let began = Instant::now();
+            self.child = Self::spawn(self.dir.path(), self.addr);
+            self.wait_ready();
+            began.elapsed()
+        });
+        middle(times.collect())
+    }
+}
+
+impl Drop for Redis {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+/// Bytes of the log and seconds to come back from it: of what was written, and when compacted.
+struct Log {
+    bytes: [u64; 2],
+    start: [Duration; 2],
+}
+
+#[test]
+fn a_large_log_is_compacted_beside_writes_and_comes_back() {
+    let _alone = Turn::alone();
+    let keys = keys();
+    let is_full_size = std::env::var_os("LALLY_TEST_LARGE_LOG").is_some();
+    let mut node = Setup::new().start_ready();
+    load(&node, keys);
+    let log_dir = node.setup().data_dir().join("log");
+    let mut ours = Log { bytes: [0; 2], start: [Duration::ZERO; 2] };
+    (ours.start[0], ours.bytes[0]) = (start_time(&mut node), bytes_below(&log_dir));
+    holds_all(&node, keys);
+    let before = if is_full_size { BEFORE } else { Duration::from_millis(100) };
+    let mut tails: Vec<_> = (0..ROUNDS).map(|_| compact_under_load(&node, keys, before)).collect();
+    node.client().ask("POST", "/admin/compact").succeeded();
+    (ours.start[1], ours.bytes[1]) = (start_time(&mut node), bytes_below(&log_dir));
+    holds_all(&node, keys);
+    assert_eq!(node.cluster()["keys"], keys);
+    drop(node);
+    if !is_full_size {
+        return;
+    }
+    let theirs = Redis::start().map(|mut redis| {
+        redis.load(keys);
+        let mut log = Log { bytes: [0; 2], start: [Duration::ZERO; 2] };
+        (log.start[0], log.bytes[0]) = (redis.start_time(), bytes_below(redis.dir.path()));
+        redis.rewrite();
+        (log.start[1], log.bytes[1]) = (redis.start_time(), bytes_below(redis.dir.path()));
+        log
+    });
+    tails.sort_unstable_by(|a, b| a.ratio().total_cmp(&b.ratio()));
+    let text = report(keys, &tails, &ours, theirs.as_ref());
+    eprintln!("{text}");
+    if let Some(path) = std::env::var_os("LALLY_LARGE_LOG_RESULT") {
+        std::fs::write(path, text).unwrap();
+    }
+    let ratio = tails[ROUNDS / 2].ratio();
+    assert!(ratio <= 2.0, "the 99th percentile of writes is {ratio:.2} times as long");
+}
+
+impl Tail {
+    fn ratio(&self) -> f64 {
+        self.during.as_secs_f64() / self.before.as_secs_f64()
+    }
+}
+
+fn report(keys: usize, tails: &[Tail], ours: &Log, theirs: Option<&Log>) -> String {
+    let revision = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
+    let revision = revision.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned());
+    let mut text = format!(
+        "# A log of {keys} keys\n\nRevision {}, `make large-log`. Keys of 16 bytes, values of 100.\n\n\
+         ## Writes while it is compacted\n\n{WRITERS} connections that write one value after the \
+         other, on the cores that the node has.\n\n\
+         | compaction | writes meanwhile | p99 before | p99 meanwhile | ratio | slowest |\n\
+         |---|---|---|---|---|---|\n",
+        revision.unwrap_or_default()
+    );
+    let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
+    for tail in tails {
+        writeln!(
+            text,
+            "| {:.1} s | {} | {} | {} | {:.2} | {} |",
+            tail.took.as_secs_f64(),
+            tail.writes,
+            ms(tail.before),
+            ms(tail.during),
+            tail.ratio(),
+            ms(tail.slowest)
+        )
+        .unwrap();
+    }
+    text += "\n## Start and size\n\nFrom the start of the process until it answers; the middle of \
+             three.\n\n| | Lally | redis-server | ratio |\n|---|---|---|---|\n";
+    for (at, what) in [(0, "as written"), (1, "compacted")] {
+        let theirs_start = theirs.map(|log| log.start[at].as_secs_f64());
+        let megabytes = |log: &Log| f64::from(u32::try_from(log.bytes[at] / 1_000).unwrap()) / 1e3;
+        let theirs_mb = theirs.map(megabytes);
+        let (start, mb) = (ours.start[at].as_secs_f64(), megabytes(ours));
+        for (what, unit, our, their) in [
+            (format!("start, {what}"), "s", start, theirs_start),
+            (format!("size, {what}"), "MB", mb, theirs_mb),
+        ] {
+            let their_text = their.map_or("-".into(), |their| format!("{their:.2} {unit}"));
+            let ratio = their.map_or("-".into(), |their| format!("{:.2}", our / their));
+            writeln!(text, "| {what} | {our:.2} {unit} | {their_text} | {ratio} |").unwrap();
+        }
+    }
+    text
+}

@@ -1,0 +1,49 @@
+//! A disk that takes six seconds to force data: with `everysec`, what is acknowledged is never more
+//! than two seconds ahead of it; then writes are refused, and taken again when it has caught up.
+//! `strace` makes the disk slow; where it cannot, the test is skipped and says so.
+
+use std::time::Duration;
+
+use super::durable_names::can_trace;
+use super::node::Setup;
+use super::wait::{PATIENCE, eventually, is};
+
+/// The value of a metric without labels.
+fn metric(text: &str, name: &str) -> f64 {
+    let line = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.unwrap_or_else(|| panic!("no {name} in {text}")).parse().unwrap()
+}
+
+#[test]
+fn a_disk_that_falls_behind_stops_acknowledgements_and_not_reads() {
+    if !can_trace() {
+        return;
+    }
+    let slow = "inject=fdatasync:delay_enter=6000000:when=1";
+    // Detached (-D), so that signals reach the node.
+    let wrapper = ["strace", "-D", "-f", "-o", "/dev/null", "-e", "trace=fdatasync", "-e", slow];
+    let mut node = Setup::new().under(wrapper).start_ready();
+    let mut client = node.client();
+    client.add("first", "1").succeeded();
+    let refused = eventually("writes are refused", PATIENCE, || {
+        let reply = node.client().add("later", "2");
+        if reply.status == 200 { Err(reply.verdict()) } else { Ok(reply) }
+    });
+    refused.failed(503, "durability_lag");
+    assert_eq!(refused.header("retry-after"), Some("1"));
+    client.remove("first").failed(503, "durability_lag");
+    assert_eq!(client.get("first").succeeded().value().as_deref(), Some("1"));
+    let metrics = client.ask("GET", "/metrics").body;
+    let lag = Duration::from_secs_f64(metric(&metrics, "lally_log_unforced_seconds"));
+    assert!(lag > Duration::from_secs(2), "{lag:?}");
+
+    eventually("writes are taken again", PATIENCE, || {
+        let status = node.client().add("after", "3").status;
+        is(status == 200, status)
+    });
+    let metrics = client.ask("GET", "/metrics").body;
+    assert!(metric(&metrics, "lally_log_sync_duration_seconds_sum") >= 6.0, "{metrics}");
+    node.wait_for_log(&["the disk is behind"]);
+    node.wait_for_log(&["the disk has caught up"]);
+    assert_eq!(node.terminate(), Some(0));
+}
