@@ -128,6 +128,8 @@ fn a_restored_node_has_what_the_node_had_and_writes_later_versions() {
     succeeded(&made);
     assert!(made.stdout.contains(SNAPSHOT) && made.stdout.contains("records"), "{made:?}");
     node.wait_for_log(&["backup complete"]);
+    let checked = node.setup().run_command(["log", "check", &dir.display().to_string()]);
+    assert!(checked.stdout.ends_with(": intact\n") && checked.code == Some(0), "{checked:?}");
     let last = client.add("k50", "later").timestamp();
     let mut restored = starts_on(&dir).start_ready();
     let (digest, keys, tombstones) = restored.holdings();
