@@ -16,7 +16,7 @@ use crate::ports::{
 };
 
 use super::backup::OpenLog;
-use super::compaction::write_snapshot;
+use super::compaction::draft_snapshot;
 use super::disk::{FsyncPolicy, free_bytes};
 use super::files::{LogFiles, Unmade, failed, sync_dir};
 use super::own::read_own;
@@ -159,7 +159,13 @@ impl OpLog for FileAof {
         let mut entries = source.settle().await?;
         let (dir, marks, stop) =
             (self.options.segments(), writer.marks(), Arc::clone(&self.closing));
-        let writing = move || write_snapshot(&dir, at, marks, entries.as_mut(), &stop);
+        let force = writer.force();
+        let writing = move || {
+            let draft = draft_snapshot(&dir, at, marks, entries.as_mut(), &stop);
+            let draft = draft.map_err(Unmade::Undone)?;
+            force().map_err(Unmade::Undone)?;
+            draft.publish(&dir)
+        };
         let written = tokio::task::spawn_blocking(writing).await;
         let outcome = written.map_err(|error| LogError::Failed(error.to_string()))?;
         let outcome = outcome.inspect_err(|unmade| match unmade {

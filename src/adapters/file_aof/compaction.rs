@@ -7,9 +7,11 @@
 //! 1. The log goes on in a new segment; all before is on the device.
 //! 2. The entries are written to a draft, with how many there are at the end, and forced. A draft
 //!    means nothing.
-//! 3. The draft gets its name, and the directory is forced. From now on it counts, and what is
+//! 3. The log is forced: entries may be in the draft that were written while it was, and a power cut
+//!    must not keep them and take what was written before them.
+//! 4. The draft gets its name, and the directory is forced. From now on it counts, and what is
 //!    before it does not, whether it is still there or not.
-//! 4. The files before it are removed.
+//! 5. The files before it are removed.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -36,20 +38,21 @@ pub(super) struct Outcome {
     pub(super) records: u64,
 }
 
-/// Writes the snapshot that stands for everything before `at`, and removes that. Stops when `stop`
-/// is set. A failure leaves the log as it is, unless it says otherwise.
-pub(super) fn write_snapshot(
+/// Drafts the snapshot that stands for everything before `at`. Stops when `stop` is set. A failure
+/// leaves the log as it is.
+pub(super) fn draft_snapshot(
     dir: &SegmentDir,
     at: Switched,
     marks: Marks,
     entries: &mut dyn SnapshotEntries,
     stop: &AtomicBool,
-) -> Result<Outcome, Unmade> {
+) -> Result<Draft, LogError> {
     let header = dir.header(FileKind::Snapshot, at);
-    let path = dir.dir.join(file_name(FileKind::Snapshot, at.number));
-    let (draft, file) = begin_draft(&path).map_err(Unmade::Undone)?;
-    let mut snapshot = Draft {
-        path: draft,
+    let name = dir.dir.join(file_name(FileKind::Snapshot, at.number));
+    let (path, file) = begin_draft(&name)?;
+    let mut draft = Draft {
+        name,
+        path,
         file,
         buffer: header.encode(),
         salt: header.salt,
@@ -58,12 +61,8 @@ pub(super) fn write_snapshot(
         unforced: 0,
         is_published: false,
     };
-    snapshot.fill(marks, entries, stop).map_err(Unmade::Undone)?;
-    publish(&snapshot.path, &path)?;
-    snapshot.is_published = true;
-    let (snapshot_bytes, records) = (snapshot.bytes, snapshot.records);
-    let removed_bytes = remove_superseded(&dir.dir).map_err(Unmade::Undone)?;
-    Ok(Outcome { snapshot_bytes, removed_bytes, records })
+    draft.fill(marks, entries, stop)?;
+    Ok(draft)
 }
 
 /// Removes what the newest snapshot stands for: how many bytes that were, drafts aside.
@@ -77,7 +76,9 @@ fn remove_superseded(dir: &Path) -> Result<u64, LogError> {
 }
 
 /// A snapshot that is being written; dropped before it has its name, it is removed.
-struct Draft {
+pub(super) struct Draft {
+    /// The name that it gets.
+    name: PathBuf,
     path: PathBuf,
     file: File,
     buffer: Vec<u8>,
@@ -89,6 +90,16 @@ struct Draft {
 }
 
 impl Draft {
+    /// Gives it its name, and removes what it stands for. The log must have been forced since the
+    /// last entry was taken. A failure leaves the log as it is, unless it says otherwise.
+    pub(super) fn publish(mut self, dir: &SegmentDir) -> Result<Outcome, Unmade> {
+        publish(&self.path, &self.name)?;
+        self.is_published = true;
+        let (snapshot_bytes, records) = (self.bytes, self.records);
+        let removed_bytes = remove_superseded(&dir.dir).map_err(Unmade::Undone)?;
+        Ok(Outcome { snapshot_bytes, removed_bytes, records })
+    }
+
     /// Writes and forces all of it.
     fn fill(
         &mut self,

@@ -73,6 +73,8 @@ pub(super) struct Shared {
     /// Wakes those who wait for room in the queue.
     pub(super) room: Notify,
     pub(super) failed: watch::Sender<Option<LogError>>,
+    /// Why forcing failed, once it did.
+    sync_failure: Mutex<Option<LogError>>,
     /// Of the file that is written.
     pub(super) bytes: AtomicU64,
     /// Of the files before.
@@ -99,6 +101,7 @@ impl Shared {
             work: Condvar::new(),
             room: Notify::new(),
             failed: watch::Sender::new(None),
+            sync_failure: Mutex::default(),
             appended: AtomicU64::new(0),
             syncs: SyncMeter::default(),
             lag_is_told: AtomicBool::new(false),
@@ -368,12 +371,25 @@ impl Shared {
         }
     }
 
+    /// Forces everything that was written before this is called; a failure ends the log.
+    pub(super) fn force(&self) -> Result<(), LogError> {
+        self.sync().inspect_err(|error| self.fail(error))
+    }
+
+    /// Forces the segment. One at a time, and none after one that failed: the kernel tells of an error
+    /// once, and whoever asks next would be told that all is well.
     fn sync(&self) -> Result<(), LogError> {
+        let mut failure = self.sync_failure.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = failure.as_ref() {
+            return Err(error.clone());
+        }
         let segment = Arc::clone(&self.state().segment);
         let began = Instant::now();
         let synced = segment.disk.sync();
         self.syncs.record(began.elapsed());
-        synced.map_err(|error| not_forced(&segment.path, &error))
+        let synced = synced.map_err(|error| not_forced(&segment.path, &error));
+        *failure = synced.as_ref().err().cloned();
+        synced
     }
 }
 

@@ -108,6 +108,12 @@ impl Writer {
         self.shared.fail(error);
     }
 
+    /// Forces what is written to the device, each time it is called. May block; a failure ends the log.
+    pub(super) fn force(&self) -> impl Fn() -> Result<(), LogError> + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || shared.force()
+    }
+
     /// What the clock bounds and horizons so far come to.
     pub(super) fn marks(&self) -> Marks {
         self.shared.state().marks

@@ -96,6 +96,43 @@ async fn a_crash_at_any_step_of_a_compaction_leaves_the_old_or_the_new() {
     }
 }
 
+/// The entries of a snapshot; tells how often the log had been forced when the last was taken.
+struct Forced {
+    log: Arc<FileAof>,
+    held: Option<Vec<KeyedEntry>>,
+    when_taken: Arc<Mutex<u64>>,
+}
+
+#[async_trait]
+impl SnapshotSource for Forced {
+    async fn settle(&mut self) -> Result<Box<dyn SnapshotEntries>, LogError> {
+        let (log, when_taken) = (Arc::clone(&self.log), Arc::clone(&self.when_taken));
+        Ok(Box::new(Self { log, held: self.held.take(), when_taken }))
+    }
+}
+
+impl SnapshotEntries for Forced {
+    fn next(&mut self) -> Option<Vec<KeyedEntry>> {
+        *self.when_taken.lock().unwrap() = self.log.stats().syncs.count();
+        self.held.take()
+    }
+}
+
+// A snapshot holds entries that were written while it was. A power cut would keep them, and take what
+// was written before them, otherwise.
+#[tokio::test]
+async fn the_log_is_forced_up_to_the_last_entry_of_a_snapshot_before_that_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path()).await.unwrap();
+    let (log, when_taken) = (Arc::new(log), Arc::default());
+    log.append(&[write(1, 1)]).await.unwrap();
+    let held = Some(vec![entry(&write(1, 1))]);
+    let source = Forced { log: Arc::clone(&log), held, when_taken: Arc::clone(&when_taken) };
+    log.compact(Box::new(source)).await.unwrap();
+    // The policy is `never`: nobody else forces it.
+    assert_eq!(log.stats().syncs.count(), *when_taken.lock().unwrap() + 1);
+}
+
 #[tokio::test]
 async fn any_change_to_a_snapshot_is_noticed() {
     let sample = Sample::new().await;
