@@ -133,8 +133,11 @@ impl DataDir {
     }
 
     /// Whether the log was marked with [`mark_incomplete`].
-    pub fn log_is_incomplete(&self) -> bool {
-        self.log_dir().join(INCOMPLETE).exists()
+    ///
+    /// # Errors
+    /// [`DataDirError`] when that cannot be told: a log that lacks records must not pass for a whole one.
+    pub fn log_is_incomplete(&self) -> Result<bool, DataDirError> {
+        exists(&self.log_dir().join(INCOMPLETE))
     }
 
     /// Removes the mark, once it is written down elsewhere that the node has to join.
@@ -152,7 +155,7 @@ impl DataDir {
 
     /// Where the node's book is.
     pub fn book_path(&self) -> PathBuf {
-        self.path.join("node.json")
+        book_path(&self.path)
     }
 
     /// Where entries go that were taken out of the store.
@@ -176,14 +179,7 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError`].
     pub fn discard_staged_log(&self) -> Result<(), DataDirError> {
-        for staged in [DRAFT, STAGED].map(|name| self.path.join(name)) {
-            if let Err(error) = fs::remove_dir_all(&staged)
-                && error.kind() != io::ErrorKind::NotFound
-            {
-                return Err(failed(&staged, error));
-            }
-        }
-        Ok(())
+        [DRAFT, STAGED].iter().try_for_each(|name| remove_dir(&self.path.join(name)))
     }
 
     /// Whether a path lies in what is staged, which the next staging removes.
@@ -236,10 +232,30 @@ impl DataDir {
     }
 }
 
-/// The data directory that a log belongs to: of its directory, or of a file in that.
+/// Where the book of a node is in its data directory.
+pub fn book_path(dir: &Path) -> PathBuf {
+    dir.join("node.json")
+}
+
+/// Removes a directory and what is in it, if it is there.
+///
+/// # Errors
+/// [`DataDirError`].
+pub fn remove_dir(path: &Path) -> Result<(), DataDirError> {
+    match fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(failed(path, error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// The data directory that a log belongs to, given that itself, the directory of its log, or a file
+/// in there.
 pub fn data_dir_of(log: &Path) -> Option<PathBuf> {
+    if log.join("log").is_dir() {
+        return Some(log.to_owned());
+    }
     let log = log.canonicalize().ok()?;
-    let is_claimed = |dir: &&Path| dir.join("LOCK").exists() || dir.join("node.json").exists();
+    let is_claimed = |dir: &&Path| dir.join("LOCK").exists() || book_path(dir).exists();
     let of_dir = |log: &Path| {
         let dir = log.parent().filter(|_| log.file_name().is_some_and(|name| name == "log"))?;
         Some(dir).filter(is_claimed).map(Path::to_owned)
@@ -422,11 +438,15 @@ mod tests {
         let staged = dir.stage_log().unwrap();
         fs::write(staged.join("1.log"), "").unwrap();
         mark_incomplete(&staged).unwrap();
-        assert!(!dir.log_is_incomplete());
+        assert!(!dir.log_is_incomplete().unwrap());
         dir.swap_in_staged_log(NOW).unwrap();
-        assert!(dir.log_is_incomplete());
+        assert!(dir.log_is_incomplete().unwrap());
         dir.unmark_log().unwrap();
-        assert!(!dir.log_is_incomplete() && dir.has_log().unwrap());
+        assert!(!dir.log_is_incomplete().unwrap() && dir.has_log().unwrap());
+        // A name that leads to itself cannot be looked at.
+        std::os::unix::fs::symlink(INCOMPLETE, dir.log_dir().join(INCOMPLETE)).unwrap();
+        let refused = dir.log_is_incomplete().unwrap_err().to_string();
+        assert!(refused.contains(INCOMPLETE), "{refused}");
     }
 
     #[test]
@@ -445,7 +465,7 @@ mod tests {
             ("data/log.bak-1", &None),
             ("data/log.bak-1/1.log", &None),
             ("elsewhere/log", &None),
-            ("data", &None),
+            ("data", &data),
         ] {
             assert_eq!(data_dir_of(&root.join(log)), *expected, "{log}");
         }

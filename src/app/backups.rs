@@ -65,9 +65,9 @@ fn refusal(error: &LogError) -> ClientError {
     tracing::warn!(%error, "no backup");
     match error {
         LogError::Overloaded => ClientError::Overloaded("the log changes too often"),
-        LogError::Corrupt { .. } => ClientError::NotReady(error.to_string()),
+        LogError::Corrupt { .. } => ClientError::LogFailed(error.to_string()),
         LogError::Failed(reason) => {
-            ClientError::NotReady(format!("its log cannot be read: {reason}"))
+            ClientError::LogFailed(format!("the log cannot be read: {reason}"))
         }
         other => other.into(),
     }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 
-use crate::domain::{BucketSet, Key, KeyedEntry, LogWeight};
+use crate::domain::{BucketSet, Key, KeyedEntry};
 use crate::ports::{
     ClientError, Compacted, LogError, OpLog, SnapshotEntries, SnapshotSource, Store,
 };
@@ -38,7 +38,8 @@ impl Compactor {
     pub(crate) async fn run(&self) {
         loop {
             tokio::time::sleep(LOOK_EVERY).await;
-            if self.weight().is_compaction_due() && self.compact().await.is_err() {
+            let weight = self.log.stats().weight(&self.replica.store().stats());
+            if weight.is_compaction_due() && self.compact().await.is_err() {
                 tokio::time::sleep(RETRY_AFTER).await;
             }
         }
@@ -61,19 +62,12 @@ impl Compactor {
                 tracing::warn!(%error, "log not compacted");
                 Err(match error {
                     // Of the copy; if it is the log itself, the node ends.
-                    LogError::Failed(reason) => ClientError::CompactionFailed(reason),
+                    LogError::Failed(reason) => {
+                        ClientError::LogFailed(format!("the log is not compacted: {reason}"))
+                    }
                     error => ClientError::from(&error),
                 })
             }
-        }
-    }
-
-    fn weight(&self) -> LogWeight {
-        let held = self.replica.store().stats();
-        LogWeight {
-            log_bytes: self.log.stats().bytes,
-            entries: held.keys + held.tombstones,
-            payload_bytes: held.payload_bytes,
         }
     }
 }

@@ -155,10 +155,10 @@ pub enum ClientError {
     /// once there is space.
     #[error("the disk is full: a retry helps once there is space")]
     DiskFull,
-    /// The log could not be compacted, and is as it was. A retry helps if the disk does what it
-    /// refused now.
-    #[error("the log is not compacted: {0}")]
-    CompactionFailed(String),
+    /// What was asked of the log itself (to compact it, to back it up) could not be done; it is as it
+    /// was. A retry helps if the disk does what it refused now.
+    #[error("{0}")]
+    LogFailed(String),
     /// The data of this node takes as much memory as it may. Reads, removals, and writes that make
     /// no value longer work; a retry helps once keys were removed.
     #[error(

@@ -5,7 +5,9 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::domain::{Key, KeyedEntry, Timestamp, Version};
+use crate::domain::{Key, KeyedEntry, LogWeight, Timestamp, Version};
+
+use super::StoreStats;
 
 /// The node's log.
 ///
@@ -193,6 +195,17 @@ pub struct LogStats {
     /// How long the oldest data that is to be forced to disk has waited for that; `None` when none
     /// waits.
     pub unforced_for: Option<Duration>,
+}
+
+impl LogStats {
+    /// From which it follows whether compaction pays, of the log of what this store holds.
+    pub const fn weight(&self, held: &StoreStats) -> LogWeight {
+        LogWeight {
+            log_bytes: self.bytes,
+            entries: held.keys + held.tombstones,
+            payload_bytes: held.payload_bytes,
+        }
+    }
 }
 
 /// How long syncs took.

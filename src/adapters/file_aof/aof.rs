@@ -1,6 +1,6 @@
 //! `FileAof`: the files behind the `OpLog` port.
 
-use std::fs::{self, OpenOptions};
+use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -17,14 +17,14 @@ use crate::ports::{
 
 use super::backup::OpenLog;
 use super::compaction::draft_snapshot;
-use super::disk::{FsyncPolicy, free_bytes};
-use super::files::{LogFiles, Unmade, failed, sync_dir};
-use super::own::read_own;
+use super::disk::{FsyncPolicy, SyncSchedule, free_bytes};
+use super::files::{LogFiles, Unmade, create_dir, failed};
+use super::own::{Owner, read_own};
 use super::queue::{Begun, Position, QueueLimits};
 use super::reader::End;
 use super::replay::Fanout;
 use super::rotation::{SegmentDir, Segments};
-use super::shared::{Older, SyncSchedule};
+use super::shared::Older;
 use super::writer::Writer;
 
 /// Bytes of records that may wait for the disk.
@@ -63,6 +63,10 @@ impl AofOptions {
         }
     }
 
+    pub(super) fn owner(&self) -> Owner {
+        Owner { cluster: self.cluster.clone(), node: self.node }
+    }
+
     pub(super) fn segments(&self) -> SegmentDir {
         SegmentDir { dir: self.dir.clone(), cluster: self.cluster.clone(), node: self.node }
     }
@@ -86,12 +90,7 @@ impl FileAof {
     /// # Errors
     /// [`LogError::Failed`] when the directory cannot be created.
     pub fn open(options: AofOptions) -> Result<Self, LogError> {
-        let made = fs::create_dir_all(&options.dir).and_then(|()| match options.dir.parent() {
-            // The name of the directory must survive a power cut, too.
-            Some(parent) => sync_dir(parent),
-            None => Ok(()),
-        });
-        made.map_err(|error| failed(&options.dir, &error))?;
+        create_dir(&options.dir)?;
         let (writer, thread, compacting) =
             (OnceLock::new(), Arc::default(), tokio::sync::Mutex::default());
         Ok(Self { options, writer, thread, compacting, closing: Arc::default() })

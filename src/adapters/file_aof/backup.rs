@@ -9,9 +9,7 @@
 //! the end of a snapshot behind the last one. So a backup that is cut off or changed anywhere does not
 //! read. It is as long as the log; a compaction before it makes both short.
 
-use std::fs::File;
-use std::io;
-use std::path::{Path, PathBuf};
+use std::ffi::OsStr;
 
 use async_trait::async_trait;
 use bytes::Bytes;
@@ -19,10 +17,11 @@ use tokio::sync::mpsc;
 
 use crate::ports::{BackupStream, LogError};
 
-use super::files::{FileHeader, FileKind, LogFiles, failed};
+use super::files::{FileHeader, FileKind, file_name};
 use super::format::{encode, encode_end};
 use super::reader::{Records, corrupt, read_header};
 use super::rotation::{SegmentDir, Switched};
+use super::source::{SourceFile, open_all};
 use super::writer::WrittenTo;
 
 /// Bytes handed over at a time; two such pieces wait at most.
@@ -34,15 +33,8 @@ const ATTEMPTS: usize = 20;
 
 /// The files of the log up to one moment, open.
 pub(super) struct OpenLog {
-    files: Vec<OpenFile>,
-}
-
-struct OpenFile {
-    path: PathBuf,
-    file: File,
-    header: FileHeader,
-    /// Up to where it is read.
-    bytes: u64,
+    files: Vec<SourceFile>,
+    cluster: String,
 }
 
 impl OpenLog {
@@ -51,34 +43,26 @@ impl OpenLog {
         segments: &SegmentDir,
         end: impl Fn() -> Result<WrittenTo, LogError>,
     ) -> Result<Self, LogError> {
-        let mut missed = LogError::Overloaded;
         for _ in 0..ATTEMPTS {
-            let mut files = match open_all(&segments.dir, &segments.cluster) {
-                Ok(files) => files,
-                Err(Missed::Gone) => continue,
-                Err(Missed::Failed(error)) => return Err(error),
-            };
-            // Behind the last file that was there, what the snapshot among them says is written.
+            let Some(mut files) = open_all(&segments.dir)? else { continue };
+            // Asked for now, so that whatever is written up to there is in these files, or in later ones.
             let end = end()?;
-            if let Some(at) = files.iter().position(|f| f.is_segment() && f.is_number(end.number)) {
-                files.truncate(at + 1);
-                match check_row(&files) {
-                    Ok(()) => {
-                        if let Some(last) = files.last_mut() {
-                            last.bytes = end.bytes;
-                        }
-                        return Ok(Self { files });
-                    }
-                    Err(error) => missed = error,
-                }
+            let last = file_name(FileKind::Segment, end.number);
+            let is_last = |file: &SourceFile| file.path.file_name() == Some(OsStr::new(&last));
+            let Some(at) = files.iter().position(is_last) else { continue };
+            files.truncate(at + 1);
+            if let Some(file) = files.last_mut() {
+                file.length = end.bytes;
             }
+            let cluster = segments.cluster.clone();
+            return Ok(Self { files, cluster });
         }
-        Err(missed)
+        Err(LogError::Overloaded)
     }
 
     /// Their bytes.
     fn bytes(&self) -> u64 {
-        self.files.iter().map(|file| file.bytes).sum()
+        self.files.iter().map(|file| file.length).sum()
     }
 
     /// Hands out the snapshot file that says the same, until `give` does not want any more of it.
@@ -89,13 +73,14 @@ impl OpenLog {
     ) -> Result<u64, Ended> {
         let mut piece = header.encode();
         let (mut records, mut sequence) = (0, 1);
-        for open in &self.files {
-            let OpenFile { path, file, header: theirs, bytes } = open;
-            if open.is_segment() && theirs.first_sequence != sequence {
+        for SourceFile { path, file, length } in &self.files {
+            let theirs = read_header(path, file, &self.cluster)?;
+            let is_segment = theirs.kind == FileKind::Segment;
+            if is_segment && theirs.first_sequence != sequence {
                 return Err(corrupt(path, 0, "the file before this one is missing").into());
             }
-            let mut reading = Records::new(path, file, theirs)?;
-            while reading.offset < *bytes
+            let mut reading = Records::new(path, file, &theirs)?;
+            while reading.offset < *length
                 && let Some(record) = reading.next()?
             {
                 records += 1;
@@ -104,12 +89,12 @@ impl OpenLog {
                     give(std::mem::take(&mut piece).into())?;
                 }
             }
-            let is_complete = reading.offset == *bytes && (open.is_segment() || reading.is_ended);
+            let is_complete = reading.offset == *length && (is_segment || reading.is_ended);
             if !is_complete {
                 let reason = "unreadable, although the node has written it; what it holds in memory is not affected, and a compaction writes that anew (POST /admin/compact)";
                 return Err(corrupt(path, reading.offset, reason).into());
             }
-            sequence = if open.is_segment() { reading.sequence } else { theirs.first_sequence };
+            sequence = if is_segment { reading.sequence } else { theirs.first_sequence };
         }
         encode_end(records, records + 1, header.salt, &mut piece);
         give(piece.into())?;
@@ -135,59 +120,6 @@ impl OpenLog {
         });
         Box::new(Pieces { pieces, expected_bytes })
     }
-}
-
-impl OpenFile {
-    fn is_segment(&self) -> bool {
-        self.header.kind == FileKind::Segment
-    }
-
-    const fn is_number(&self, number: u64) -> bool {
-        self.header.number == number
-    }
-}
-
-/// Why not all files are open.
-enum Missed {
-    /// One is not there any more.
-    Gone,
-    Failed(LogError),
-}
-
-fn open_all(dir: &Path, cluster: &str) -> Result<Vec<OpenFile>, Missed> {
-    let files = LogFiles::list(dir).map_err(Missed::Failed)?;
-    files.to_read().map(|path| open_one(path, cluster)).collect()
-}
-
-fn open_one(path: &Path, cluster: &str) -> Result<OpenFile, Missed> {
-    let opened = File::open(path).and_then(|file| {
-        let bytes = file.metadata()?.len();
-        Ok((file, bytes))
-    });
-    let (file, bytes) = opened.map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => Missed::Gone,
-        _ => Missed::Failed(failed(path, &error)),
-    })?;
-    let header = read_header(path, &file, cluster).map_err(Missed::Failed)?;
-    Ok(OpenFile { path: path.to_owned(), file, header, bytes })
-}
-
-/// Whether each file follows on the one before. While a compaction renames and removes files, a look
-/// into the directory can find some of the old ones without the new.
-fn check_row(files: &[OpenFile]) -> Result<(), LogError> {
-    let mut before: Option<&OpenFile> = None;
-    for file in files {
-        let follows = match before {
-            None => !file.is_segment() || file.header.first_sequence == 1,
-            Some(snapshot) if !snapshot.is_segment() => file.is_number(snapshot.header.number),
-            Some(segment) => file.is_number(segment.header.number + 1),
-        };
-        if !follows {
-            return Err(corrupt(&file.path, 0, "the file before this one is missing"));
-        }
-        before = Some(file);
-    }
-    Ok(())
 }
 
 /// Nobody wants the rest.

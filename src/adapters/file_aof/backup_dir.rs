@@ -11,10 +11,8 @@ use std::path::{Path, PathBuf};
 use crate::ports::LogError;
 
 use super::disk::is_full;
-use super::files::{
-    DRAFT, FileHeader, FileKind, LogFiles, file_name, max_header_bytes, publish, sync_dir,
-};
-use super::reader::read_all;
+use super::files::{DRAFT, FileHeader, FileKind, LogFiles, failed, file_name, publish, sync_dir};
+use super::reader::{corrupt, read_all};
 
 /// Only the owner may look in: the data is users'.
 const DIR_MODE: u32 = 0o700;
@@ -159,18 +157,11 @@ impl BackupDir {
 
     /// Reads it as a start would. The cluster is the one that it says.
     fn verify(&self) -> Result<u64, LogError> {
-        use std::os::unix::fs::FileExt;
-        let mut start = vec![0; max_header_bytes()];
-        let read = self.file.read_at(&mut start, 0).unwrap_or_default();
-        let corrupt = |reason: String| LogError::Corrupt {
-            file: self.draft.display().to_string(),
-            offset: 0,
-            reason,
-        };
-        let header = FileHeader::decode(start.get(..read).unwrap_or_default())
-            .map_err(|error| corrupt(error.to_string()))?;
+        let draft = &self.draft;
+        let header = FileHeader::read(&self.file).map_err(|error| failed(draft, &error))?;
+        let header = header.map_err(|error| corrupt(draft, 0, &error.to_string()))?;
         if header.kind != FileKind::Snapshot {
-            return Err(corrupt("it has no end by which to know that it is complete".into()));
+            return Err(corrupt(draft, 0, "it has no end by which to know that it is complete"));
         }
         let files = LogFiles { snapshot: Some(self.draft.clone()), ..LogFiles::default() };
         let read = read_all(&files, &header.cluster, |_| {})?;

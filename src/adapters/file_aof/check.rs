@@ -5,11 +5,9 @@ use std::path::{Path, PathBuf};
 
 use crate::ports::LogError;
 
+use super::own::Owner;
 use super::source::Source;
-use super::walk::{Flaw, Owner, Step, walk};
-
-/// Places listed of a file; of more, the number says enough.
-const LISTED: usize = 20;
+use super::walk::{Flaw, Flaws, Step, walk};
 
 /// What is in a file of a log.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -26,10 +24,8 @@ pub struct FileReport {
     pub bytes: u64,
     /// A torn tail.
     pub torn: Option<Flaw>,
-    /// Damaged places, the first of them.
-    pub damages: Vec<Flaw>,
-    /// How many more there are.
-    pub more_damages: u64,
+    /// Damaged places.
+    pub damages: Flaws,
 }
 
 /// Reads a log (a file, a directory of them, or a data directory) as a replay does, and on past
@@ -49,8 +45,7 @@ pub fn check_log(path: &Path, owner: Option<&Owner>) -> Result<Vec<FileReport>, 
                 records_behind: 0,
                 bytes,
                 torn: None,
-                damages: Vec::new(),
-                more_damages: 0,
+                damages: Flaws::default(),
             }),
             step => {
                 if let Some(report) = reports.last_mut() {
@@ -75,8 +70,7 @@ impl FileReport {
                 self.records += 1;
                 self.records_behind += u64::from(self.is_damaged());
             }
-            Step::Damage(flaw) if self.damages.len() < LISTED => self.damages.push(flaw),
-            Step::Damage(_) => self.more_damages += 1,
+            Step::Damage(flaw) => self.damages.note(flaw),
             Step::Torn(flaw) => self.torn = Some(flaw),
             Step::File { .. } => {}
         }

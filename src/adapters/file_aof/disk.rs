@@ -3,8 +3,16 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::path::Path;
+use std::time::Duration;
 
 use super::reserve::{Ahead, Answer};
+
+/// With `everysec`: how old acknowledged data may become before it is forced to disk. One second,
+/// so that data is at most two seconds behind even if the sync takes another.
+const SYNC_EVERY: Duration = Duration::from_secs(1);
+
+/// With `everysec`: how old acknowledged data may become before no more is acknowledged.
+const LAG_MAX: Duration = Duration::from_secs(2);
 
 /// When acknowledged data is forced to the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -16,6 +24,20 @@ pub enum FsyncPolicy {
     EverySec,
     /// When the operating system likes.
     Never,
+}
+
+/// When acknowledged data is forced, and, with `everysec`, when its device is too far behind.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SyncSchedule {
+    pub(super) policy: FsyncPolicy,
+    pub(super) every: Duration,
+    pub(super) lag_max: Duration,
+}
+
+impl SyncSchedule {
+    pub(super) const fn of(policy: FsyncPolicy) -> Self {
+        Self { policy, every: SYNC_EVERY, lag_max: LAG_MAX }
+    }
 }
 
 /// An append-only file. One at a time appends, truncates or allocates; a sync may come in between.

@@ -18,6 +18,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use crate::domain::NodeId;
@@ -100,6 +101,13 @@ impl FileHeader {
         out
     }
 
+    /// The header of a file, or what is wrong with it.
+    pub(super) fn read(file: &File) -> io::Result<Result<Self, HeaderError>> {
+        let mut bytes = vec![0; MAX_HEADER_BYTES];
+        let read = read_at_most(file, &mut bytes, 0)?;
+        Ok(Self::decode(bytes.get(..read).unwrap_or_default()))
+    }
+
     /// The header at the beginning of these bytes, or what is wrong with it.
     pub(super) fn decode(bytes: &[u8]) -> Result<Self, HeaderError> {
         let magic = bytes.first_chunk::<8>();
@@ -154,9 +162,18 @@ pub(super) enum HeaderError {
     Cluster,
 }
 
-/// The most bytes a reader needs to see of a header.
-pub(super) const fn max_header_bytes() -> usize {
-    MAX_HEADER_BYTES
+/// Reads from this place on until `into` is full or the file ends; how many bytes those are.
+pub(super) fn read_at_most(file: &File, into: &mut [u8], offset: u64) -> io::Result<usize> {
+    let mut filled = 0;
+    while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {
+        match file.read_at(rest, offset + filled as u64) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(filled)
 }
 
 /// Why a file of the log was not made.
@@ -283,6 +300,15 @@ impl LogFiles {
 /// Makes the names in a directory survive a power cut.
 pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir)?.sync_all()
+}
+
+/// Creates the directory of a log, if it does not exist, so that its name survives a power cut.
+pub(super) fn create_dir(dir: &Path) -> Result<(), LogError> {
+    let made = fs::create_dir_all(dir).and_then(|()| match dir.parent() {
+        Some(parent) => sync_dir(parent),
+        None => Ok(()),
+    });
+    made.map_err(|error| failed(dir, &error))
 }
 
 /// An error of the file system, with the file it is about.

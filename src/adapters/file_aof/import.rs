@@ -13,8 +13,9 @@ use crate::domain::Timestamp;
 use crate::ports::{LogError, LogRecord};
 
 use super::aof::{AofOptions, cut_torn_tail};
-use super::files::{FileKind, LogFiles, begin_draft, failed, file_name, publish, sync_dir};
+use super::files::{FileKind, LogFiles, begin_draft, create_dir, failed, file_name, publish};
 use super::format::encode;
+use super::marks::Marks;
 use super::own::read_own;
 use super::reader::End;
 use super::rotation::Switched;
@@ -30,8 +31,8 @@ pub struct Import {
     record: Vec<u8>,
     /// The end of the segment before, if there is one.
     before: Option<End>,
-    /// Where the node is certified.
-    horizon: Timestamp,
+    /// Where the node is certified, if it is.
+    horizon: Option<Timestamp>,
     takes_horizons: bool,
     imported: Imported,
 }
@@ -60,28 +61,18 @@ impl Import {
     /// [`LogError::Corrupt`] when the log is damaged, [`LogError::Failed`] when it cannot be read or
     /// the segment cannot be begun. The log is unchanged.
     pub fn begin(options: &AofOptions, is_new_node: bool) -> Result<Self, LogError> {
-        let made = fs::create_dir_all(&options.dir).and_then(|()| match options.dir.parent() {
-            Some(parent) => sync_dir(parent),
-            None => Ok(()),
-        });
-        made.map_err(|error| failed(&options.dir, &error))?;
+        create_dir(&options.dir)?;
         let files = LogFiles::list(&options.dir)?;
-        let (mut horizon, mut held) = (Timestamp::ZERO, 0_u64);
-        let read = read_own(&files, options, |record| {
-            held += 1;
-            match record {
-                LogRecord::Horizon(Timestamp::ZERO) => horizon = Timestamp::ZERO,
-                LogRecord::Horizon(reached) => horizon = horizon.max(reached),
-                _ => {}
-            }
-        })?;
+        let mut marks = Marks::default();
+        let read = read_own(&files, options, |record| marks.raise(&record))?;
+        let holds_nothing = read.as_ref().is_none_or(|(replayed, _)| replayed.records == 0);
         let before = read.map(|(_, end)| end);
         let (number, sequence) =
             before.as_ref().map_or((1, 1), |end| (number_behind(end), end.next_sequence));
         let at = Switched { number, first_sequence: sequence };
         let header = options.segments().header(FileKind::Segment, at);
         let path = options.dir.join(file_name(FileKind::Segment, number));
-        if path.exists() {
+        if path.try_exists().map_err(|error| failed(&path, &error))? {
             let reason = "a file of this name is in the way of the new segment";
             return Err(LogError::Failed(format!("{}: {reason}", path.display())));
         }
@@ -94,8 +85,8 @@ impl Import {
             sequence,
             record: header.encode(),
             before,
-            horizon,
-            takes_horizons: is_new_node && held == 0,
+            horizon: marks.horizon(),
+            takes_horizons: is_new_node && holds_nothing,
             imported: Imported::default(),
         };
         import.write()?;
@@ -112,7 +103,7 @@ impl Import {
             LogRecord::Expunged { version, .. } => Some(version.timestamp),
             LogRecord::ClockBound(_) | LogRecord::Horizon(_) => None,
         };
-        if self.horizon > Timestamp::ZERO && stamp.is_some_and(|stamp| stamp <= self.horizon) {
+        if stamp.is_some_and(|stamp| Some(stamp) <= self.horizon) {
             self.imported.behind_horizon += 1;
             return Ok(());
         }
@@ -130,7 +121,8 @@ impl Import {
     /// Forces it to disk and makes it a part of the log.
     ///
     /// # Errors
-    /// When the disk does not take it. The log is unchanged then, but for a torn tail that may be cut.
+    /// When the disk does not take it. The log is unchanged then, but for a torn tail that may be cut;
+    /// only if its directory cannot be forced, the segment may be there. Importing it again is harmless.
     pub fn finish(mut self) -> Result<Imported, LogError> {
         let draft = self.draft.clone();
         let io_failed = |error: io::Error| failed(&draft, &error);

@@ -35,6 +35,11 @@ impl Marks {
         self.horizon = self.horizon.max(other.horizon);
     }
 
+    /// The highest horizon since the last that was taken back.
+    pub(super) const fn horizon(self) -> Option<Timestamp> {
+        self.horizon
+    }
+
     /// The records that say the same.
     pub(super) fn records(self) -> impl Iterator<Item = LogRecord> {
         let bound = self.clock_bound.map(LogRecord::ClockBound);

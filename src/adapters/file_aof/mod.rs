@@ -50,6 +50,6 @@ pub use disk::{FsyncPolicy, free_bytes};
 pub use dump::dump_log;
 pub use import::{Import, Imported};
 pub use install::{install_log, log_bytes};
-pub use own::{refuse_foreign_log, verify_log};
+pub use own::{Owner, refuse_foreign_log, verify_log};
 pub use salvage::{Salvaged, owner_of, salvage_log};
-pub use walk::{Flaw, Owner};
+pub use walk::{Flaw, Flaws};

@@ -7,13 +7,21 @@
 use std::fs::File;
 use std::path::Path;
 
+use crate::domain::NodeId;
 use crate::ports::{LogError, LogRecord, Replayed};
 
 use super::aof::AofOptions;
 use super::files::{FileHeader, FileKind, HeaderError, LogFiles, failed};
-use super::reader::{End, read_all};
-use super::scan::read_header;
-use super::walk::of_another_node;
+use super::reader::{End, corrupt, read_all};
+
+/// Whose log it should be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Owner {
+    /// The name of the cluster.
+    pub cluster: String,
+    /// The node that writes it.
+    pub node: NodeId,
+}
 
 /// Reads the log in the directory of the options as a start does, and changes nothing.
 ///
@@ -55,25 +63,41 @@ pub fn refuse_foreign_log(options: &AofOptions) -> Result<(), LogError> {
 }
 
 fn refuse_foreign(files: &LogFiles, options: &AofOptions) -> Result<(), LogError> {
-    for path in files.to_read() {
-        // One that does not read is refused when its turn comes.
-        if let Ok(header) = header_of(path)?
-            && header.node != options.node
-        {
-            return Err(LogError::Corrupt {
-                file: path.display().to_string(),
-                offset: 0,
-                reason: of_another_node(header.node, options.node),
-            });
-        }
-    }
-    Ok(())
+    let owner = options.owner();
+    files.to_read().try_for_each(|path| {
+        let file = File::open(path).map_err(|error| failed(path, &error))?;
+        owner.refuse_foreign(path, &file)
+    })
 }
 
-fn header_of(path: &Path) -> Result<Result<FileHeader, HeaderError>, LogError> {
-    let read = || {
-        let file = File::open(path)?;
-        read_header(&file, file.metadata()?.len())
-    };
-    read().map_err(|error| failed(path, &error))
+impl Owner {
+    /// What is wrong with a file that has this header, if it is not this one's.
+    pub(super) fn refuses(&self, header: &FileHeader) -> Option<String> {
+        let Self { cluster, node } = self;
+        if *cluster != header.cluster {
+            return Some(of_another_cluster(&header.cluster, cluster));
+        }
+        (*node != header.node).then(|| of_another_node(header.node, *node))
+    }
+
+    /// Refuses a file that is intact and not this one's: it must not be taken in, or skipped as lost.
+    /// One whose header does not read is refused, or mended, when its turn comes.
+    pub(super) fn refuse_foreign(&self, path: &Path, file: &File) -> Result<(), LogError> {
+        let header = FileHeader::read(file).map_err(|error| failed(path, &error))?;
+        let reason = match header {
+            Ok(header) => self.refuses(&header),
+            Err(error @ HeaderError::Version(_)) => Some(error.to_string()),
+            Err(_) => None,
+        };
+        reason.map_or(Ok(()), |reason| Err(corrupt(path, 0, &reason)))
+    }
+}
+
+/// Why a file of another cluster is refused.
+pub(super) fn of_another_cluster(theirs: &str, ours: &str) -> String {
+    format!("it belongs to the cluster {theirs:?}, not to {ours:?}")
+}
+
+fn of_another_node(theirs: NodeId, ours: NodeId) -> String {
+    format!("it was written by node {theirs}, and this is node {ours}")
 }

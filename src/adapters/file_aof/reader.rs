@@ -10,20 +10,18 @@
 
 use std::fs::File;
 use std::io::{self, BufReader, Read};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::ports::{LogError, LogRecord, Replayed};
 
-use super::files::{FileHeader, FileKind, LogFiles, failed, max_header_bytes};
-use super::format::{HEADER_BYTES, Header, Piece, TRAILER_BYTES, decode_header, decode_payload};
+use super::files::{FileHeader, FileKind, LogFiles, failed};
+use super::format::{HEADER_BYTES, Piece, TRAILER_BYTES, decode_header, decode_payload};
+use super::own::of_another_cluster;
+use super::scan::Window;
 
 /// Bytes read from the file at a time.
 const BUFFER_BYTES: usize = 256 * 1_024;
-
-/// Bytes searched at a time for records behind a damage.
-const WINDOW_BYTES: usize = 1 << 20;
 
 /// How often a long replay says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
@@ -105,7 +103,7 @@ fn read_file(
         }
         end.next_sequence = end.header.first_sequence;
     } else if end.torn_bytes > 0 {
-        refuse_damage(&file, &end)?;
+        refuse_damage(&file, length, &end)?;
     }
     progress.finish_file(end.good_bytes);
     Ok(end)
@@ -114,60 +112,25 @@ fn read_file(
 /// The file's header. It was on disk before the file had its name, so one that does not read is
 /// damage, also if the file is empty.
 pub(super) fn read_header(path: &Path, file: &File, cluster: &str) -> Result<FileHeader, LogError> {
-    let mut bytes = Vec::with_capacity(max_header_bytes());
-    let mut start = file.take(max_header_bytes() as u64);
-    start.read_to_end(&mut bytes).map_err(|error| failed(path, &error))?;
-    let header = FileHeader::decode(&bytes).map_err(|e| corrupt(path, 0, &e.to_string()))?;
+    let header = FileHeader::read(file).map_err(|error| failed(path, &error))?;
+    let header = header.map_err(|error| corrupt(path, 0, &error.to_string()))?;
     if header.cluster != cluster {
-        let theirs = &header.cluster;
-        let reason = format!("it belongs to the cluster {theirs:?}, not to {cluster:?}");
-        return Err(corrupt(path, 0, &reason));
+        return Err(corrupt(path, 0, &of_another_cluster(&header.cluster, cluster)));
     }
     Ok(header)
 }
 
 /// Looks for a record behind the end that verifies and comes later: then the end is damage.
-fn refuse_damage(file: &File, end: &End) -> Result<(), LogError> {
-    let salt = end.header.salt;
-    let io_failed = |error| failed(&end.path, &error);
-    let mut window = vec![0; WINDOW_BYTES];
-    let mut offset = end.good_bytes + 1;
-    loop {
-        let read = read_at_most(file, &mut window, offset).map_err(io_failed)?;
-        let Some(candidates) = window.get(..read).filter(|w| w.len() >= HEADER_BYTES) else {
-            return Ok(());
-        };
-        for (i, bytes) in candidates.windows(HEADER_BYTES).enumerate() {
-            let found = bytes.first_chunk().and_then(|bytes| decode_header(bytes, salt));
-            let at = offset + i as u64;
-            if let Some(found) = found.filter(|found| found.sequence >= end.next_sequence)
-                && payload_verifies(file, at, found).map_err(io_failed)?
-            {
-                let reason = format!("unreadable, although intact records follow from byte {at}");
-                return Err(corrupt(&end.path, end.good_bytes, &reason));
-            }
+fn refuse_damage(file: &File, length: u64, end: &End) -> Result<(), LogError> {
+    let follows =
+        Window::new(file, length).find(end.good_bytes + 1, end.header.salt, end.next_sequence);
+    match follows.map_err(|error| failed(&end.path, &error))? {
+        Some(at) => {
+            let reason = format!("unreadable, although intact records follow from byte {at}");
+            Err(end.corrupt(&reason))
         }
-        offset += (read - HEADER_BYTES + 1) as u64;
+        None => Ok(()),
     }
-}
-
-fn payload_verifies(file: &File, offset: u64, header: Header) -> io::Result<bool> {
-    let mut bytes = vec![0; header.payload_bytes + TRAILER_BYTES];
-    let read = read_at_most(file, &mut bytes, offset + HEADER_BYTES as u64)?;
-    Ok(read == bytes.len() && checksum_matches(&bytes))
-}
-
-fn read_at_most(file: &File, into: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, offset + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }
 
 /// The records of a segment, up to the first that does not verify.

@@ -14,24 +14,20 @@ use crate::domain::Timestamp;
 use crate::ports::{LogError, LogRecord};
 
 use super::aof::AofOptions;
-use super::files::{HeaderError, failed};
+use super::files::{FileHeader, failed};
 use super::install::Copy;
-use super::scan::read_header;
+use super::marks::Marks;
+use super::own::Owner;
 use super::source::Source;
-use super::walk::{Flaw, Owner, Step, walk};
-
-/// Places listed; of more, the number says enough.
-const LISTED: usize = 100;
+use super::walk::{Flaw, Flaws, Step, walk};
 
 /// What came of it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Salvaged {
     /// Records that were copied.
     pub records: u64,
-    /// What was skipped, the first places of it. None: nothing is damaged.
-    pub damages: Vec<Flaw>,
-    /// How many more there are.
-    pub more_damages: u64,
+    /// What was skipped. None: nothing is damaged.
+    pub damages: Flaws,
     /// Bytes that were skipped.
     pub lost_bytes: u64,
     /// A torn tail, which is left out, too.
@@ -52,27 +48,31 @@ pub fn salvage_log(
     now: Timestamp,
 ) -> Result<Salvaged, LogError> {
     let source = Source::open(source)?;
-    refuse_foreign(&source, options)?;
+    let owner = options.owner();
+    for file in &source.files {
+        owner.refuse_foreign(&file.path, &file.file)?;
+    }
     let mut copy = Copy::begin(options)?;
     let mut salvaged = Salvaged::default();
-    let mut horizon = Timestamp::ZERO;
+    let mut marks = Marks::default();
     walk(&source, None, &mut |step| {
         match step {
             Step::Record(record) => {
-                if let LogRecord::Horizon(reached) = record {
-                    horizon = reached;
-                }
+                marks.raise(&record);
                 salvaged.records += 1;
                 copy.add(&record);
             }
-            Step::Damage(flaw) => salvaged.note(flaw),
+            Step::Damage(flaw) => {
+                salvaged.lost_bytes += flaw.bytes.end - flaw.bytes.start;
+                salvaged.damages.note(flaw);
+            }
             Step::Torn(flaw) => salvaged.torn = Some(flaw),
             Step::File { .. } => {}
         }
         if copy.is_fine() { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
     })?;
     copy.add(&LogRecord::ClockBound(now));
-    if horizon > Timestamp::ZERO {
+    if marks.horizon().is_some() {
         copy.add(&LogRecord::Horizon(Timestamp::ZERO));
     }
     copy.finish()?;
@@ -85,8 +85,7 @@ pub fn salvage_log(
 /// [`LogError::Failed`] when there is no log, or it cannot be read.
 pub fn owner_of(source: &Path) -> Result<Option<Owner>, LogError> {
     for file in Source::open(source)?.files {
-        let header = read_header(&file.file, file.length);
-        let header = header.map_err(|error| failed(&file.path, &error))?;
+        let header = FileHeader::read(&file.file).map_err(|error| failed(&file.path, &error))?;
         if let Ok(header) = header {
             return Ok(Some(Owner { cluster: header.cluster, node: header.node }));
         }
@@ -94,39 +93,9 @@ pub fn owner_of(source: &Path) -> Result<Option<Owner>, LogError> {
     Ok(None)
 }
 
-/// What is intact and not ours is no damage: it must not be taken in, or skipped as lost.
-fn refuse_foreign(source: &Source, options: &AofOptions) -> Result<(), LogError> {
-    let owner = Owner { cluster: options.cluster.clone(), node: options.node };
-    for file in &source.files {
-        let header = read_header(&file.file, file.length);
-        let reason = match header.map_err(|error| failed(&file.path, &error))? {
-            Ok(header) => owner.refuses(&header),
-            Err(error @ HeaderError::Version(_)) => Some(error.to_string()),
-            Err(_) => None,
-        };
-        if let Some(reason) = reason {
-            return Err(LogError::Corrupt {
-                file: file.path.display().to_string(),
-                offset: 0,
-                reason,
-            });
-        }
-    }
-    Ok(())
-}
-
 impl Salvaged {
     /// Whether there was anything to repair.
     pub const fn is_damaged(&self) -> bool {
         !self.damages.is_empty()
-    }
-
-    fn note(&mut self, flaw: Flaw) {
-        self.lost_bytes += flaw.bytes.end - flaw.bytes.start;
-        if self.damages.len() < LISTED {
-            self.damages.push(flaw);
-        } else {
-            self.more_damages += 1;
-        }
     }
 }

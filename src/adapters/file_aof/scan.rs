@@ -7,11 +7,10 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 
 use crate::ports::LogRecord;
 
-use super::files::{FileHeader, FileKind, HeaderError, max_header_bytes};
+use super::files::{FileHeader, FileKind, HeaderError, read_at_most};
 use super::format::{HEADER_BYTES, Header, Piece, TRAILER_BYTES, decode_header, decode_payload};
 
 /// Bytes read at a time.
@@ -36,14 +35,6 @@ pub(super) enum Found {
     Torn {
         bytes: Range<u64>,
     },
-}
-
-/// The header of a file.
-pub(super) fn read_header(file: &File, length: u64) -> io::Result<Result<FileHeader, HeaderError>> {
-    let wanted = usize::try_from(length).unwrap_or(usize::MAX).min(max_header_bytes());
-    let mut bytes = vec![0; wanted];
-    let read = read_at(file, &mut bytes, 0)?;
-    Ok(FileHeader::decode(bytes.get(..read).unwrap_or_default()))
 }
 
 /// Reads one file.
@@ -88,7 +79,7 @@ impl<'a> Scan<'a> {
         reason: HeaderError,
     ) -> io::Result<(Self, Found)> {
         let mut salt = [0; 8];
-        let has_salt = read_at(file, &mut salt, SALT_AT)? == salt.len();
+        let has_salt = read_at_most(file, &mut salt, SALT_AT)? == salt.len();
         let mut scan = Self {
             window: Window::new(file, length),
             kind,
@@ -99,7 +90,7 @@ impl<'a> Scan<'a> {
             is_ended: false,
             is_done: false,
         };
-        let first = if has_salt { scan.find(0, 0)? } else { None };
+        let first = if has_salt { scan.window.find(0, scan.salt, 0)? } else { None };
         scan.offset = first.unwrap_or(length);
         scan.is_done = first.is_none();
         let found = Found::Damage { bytes: 0..scan.offset, reason: reason.to_string() };
@@ -171,7 +162,7 @@ impl<'a> Scan<'a> {
         let here = self.offset;
         // As a replay does, until it is known that the file is damaged; then every record counts.
         let least = if self.is_damaged { 0 } else { self.sequence.unwrap_or_default() };
-        if let Some(at) = self.find(here + 1, least)? {
+        if let Some(at) = self.window.find(here + 1, self.salt, least)? {
             (self.offset, self.sequence) = (at, None);
             let reason = format!("unreadable, although intact records follow from byte {at}");
             return Ok(self.damage(here..at, reason));
@@ -194,29 +185,6 @@ impl<'a> Scan<'a> {
         self.is_damaged = true;
         Found::Damage { bytes, reason }
     }
-
-    /// Where the next record begins that verifies and has at least this sequence.
-    fn find(&mut self, from: u64, least: u64) -> io::Result<Option<u64>> {
-        let (mut at, salt) = (from, self.salt);
-        loop {
-            let bytes = self.window.up_to(at, SEARCHED_BYTES)?;
-            let Some(searched) = bytes.len().checked_sub(HEADER_BYTES) else { return Ok(None) };
-            let hit = bytes.windows(HEADER_BYTES).position(|bytes| {
-                let header = bytes.first_chunk().and_then(|bytes| decode_header(bytes, salt));
-                header.is_some_and(|header| header.sequence >= least)
-            });
-            match hit {
-                Some(hit) => {
-                    at += hit as u64;
-                    if self.window.record(at, salt)?.is_some() {
-                        return Ok(Some(at));
-                    }
-                    at += 1;
-                }
-                None => at += searched as u64 + 1,
-            }
-        }
-    }
 }
 
 const fn record_bytes(header: Header) -> u64 {
@@ -225,7 +193,7 @@ const fn record_bytes(header: Header) -> u64 {
 
 /// The part of a file that is in memory.
 #[derive(Debug)]
-struct Window<'a> {
+pub(super) struct Window<'a> {
     file: &'a File,
     length: u64,
     start: u64,
@@ -233,7 +201,7 @@ struct Window<'a> {
 }
 
 impl<'a> Window<'a> {
-    const fn new(file: &'a File, length: u64) -> Self {
+    pub(super) const fn new(file: &'a File, length: u64) -> Self {
         Self { file, length, start: 0, bytes: Vec::new() }
     }
 
@@ -252,6 +220,29 @@ impl<'a> Window<'a> {
         Ok(verifies.then_some((header, payload)))
     }
 
+    /// Where the next record begins that verifies and has at least this sequence.
+    pub(super) fn find(&mut self, from: u64, salt: u64, least: u64) -> io::Result<Option<u64>> {
+        let mut at = from;
+        loop {
+            let bytes = self.up_to(at, SEARCHED_BYTES)?;
+            let Some(searched) = bytes.len().checked_sub(HEADER_BYTES) else { return Ok(None) };
+            let hit = bytes.windows(HEADER_BYTES).position(|bytes| {
+                let header = bytes.first_chunk().and_then(|bytes| decode_header(bytes, salt));
+                header.is_some_and(|header| header.sequence >= least)
+            });
+            match hit {
+                Some(hit) => {
+                    at += hit as u64;
+                    if self.record(at, salt)?.is_some() {
+                        return Ok(Some(at));
+                    }
+                    at += 1;
+                }
+                None => at += searched as u64 + 1,
+            }
+        }
+    }
+
     /// The bytes from this place on, so many of them at most; fewer at the end of the file.
     fn up_to(&mut self, at: u64, wanted: usize) -> io::Result<&[u8]> {
         let there = usize::try_from(self.length.saturating_sub(at)).unwrap_or(usize::MAX);
@@ -262,7 +253,7 @@ impl<'a> Window<'a> {
             skipped
         } else {
             self.bytes.resize(wanted.max(READ_BYTES).min(there), 0);
-            let read = read_at(self.file, &mut self.bytes, at)?;
+            let read = read_at_most(self.file, &mut self.bytes, at)?;
             // Shorter than it was, where the node cut off what did not fit on the disk.
             self.bytes.truncate(read);
             self.start = at;
@@ -271,17 +262,4 @@ impl<'a> Window<'a> {
         let rest = self.bytes.get(from..).unwrap_or_default();
         Ok(rest.get(..wanted).unwrap_or(rest))
     }
-}
-
-fn read_at(file: &File, into: &mut [u8], offset: u64) -> io::Result<usize> {
-    let mut filled = 0;
-    while let Some(rest) = into.get_mut(filled..).filter(|rest| !rest.is_empty()) {
-        match file.read_at(rest, offset + filled as u64) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(filled)
 }

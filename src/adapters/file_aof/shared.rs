@@ -10,20 +10,13 @@ use tokio::sync::{Notify, watch};
 
 use crate::ports::LogError;
 
-use super::disk::{FsyncPolicy, allocate, is_full};
+use super::disk::{FsyncPolicy, SyncSchedule, allocate, is_full};
 use super::files::{Unmade, not_forced};
 use super::marks::Marks;
 use super::queue::{Batch, Begun, State, Task, Writing, tell};
 use super::reserve::Ahead;
 use super::rotation::{OpenSegment, Segments, Switched};
 use super::sync_meter::SyncMeter;
-
-/// With `everysec`: how old acknowledged data may become before it is forced to disk. One second,
-/// so that data is at most two seconds behind even if the sync takes another.
-const SYNC_EVERY: Duration = Duration::from_secs(1);
-
-/// With `everysec`: how old acknowledged data may become before no more is acknowledged.
-const LAG_MAX: Duration = Duration::from_secs(2);
 
 /// Batches up to this size are written by those that append. Copying more takes as long as waking
 /// the thread, many times over.
@@ -40,20 +33,6 @@ pub(super) const SLOW_WRITE: Duration = Duration::from_millis(5);
 /// every sync may cause one, does not turn all appends of a second into switches of threads.
 const THREAD_WRITES_TIMES: u32 = 10;
 const THREAD_WRITES_FOR_MAX: Duration = Duration::from_secs(1);
-
-/// When acknowledged data is forced, and, with `everysec`, when its device is too far behind.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct SyncSchedule {
-    pub(super) policy: FsyncPolicy,
-    pub(super) every: Duration,
-    pub(super) lag_max: Duration,
-}
-
-impl SyncSchedule {
-    pub(super) const fn of(policy: FsyncPolicy) -> Self {
-        Self { policy, every: SYNC_EVERY, lag_max: LAG_MAX }
-    }
-}
 
 /// What was there before.
 #[derive(Debug, Clone, Copy, Default)]

@@ -1,4 +1,4 @@
-//! `Source`: the files of a log as another program than its node sees them, perhaps while it runs.
+//! `Source`: the files of a log, opened while its node runs, by another program or for a backup.
 //!
 //! A running node begins segments, publishes snapshots, and removes what those stand for. So the
 //! files are opened first, all of them, and the listing is believed only if it is the same
@@ -73,8 +73,8 @@ pub(super) fn log_dir(path: &Path) -> Result<PathBuf, LogError> {
     Err(LogError::Failed(format!("{}: {reason}", path.display())))
 }
 
-/// `None` if they have changed meanwhile.
-fn open_all(dir: &Path) -> Result<Option<Vec<SourceFile>>, LogError> {
+/// All files of a log, in the order in which they are read; `None` if they have changed meanwhile.
+pub(super) fn open_all(dir: &Path) -> Result<Option<Vec<SourceFile>>, LogError> {
     let listed = LogFiles::list(dir)?;
     let mut files = Vec::new();
     for path in listed.to_read() {

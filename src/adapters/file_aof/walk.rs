@@ -5,21 +5,13 @@ use std::io;
 use std::ops::{ControlFlow, Range};
 use std::path::{Path, PathBuf};
 
-use crate::domain::NodeId;
 use crate::ports::{LogError, LogRecord};
 
 use super::files::{FileHeader, FileKind, HeaderError, failed, kind_of};
-use super::scan::{Found, Scan, read_header};
+use super::own::{Owner, of_another_cluster};
+use super::reader::corrupt;
+use super::scan::{Found, Scan};
 use super::source::{Source, SourceFile};
-
-/// Whose log it should be.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Owner {
-    /// The name of the cluster.
-    pub cluster: String,
-    /// The node that writes it.
-    pub node: NodeId,
-}
 
 /// A place in a log that holds no record.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,25 +24,37 @@ pub struct Flaw {
     pub reason: String,
 }
 
-impl Owner {
-    /// What is wrong with a file that has this header, if it is not this one's.
-    pub(super) fn refuses(&self, header: &FileHeader) -> Option<String> {
-        let Self { cluster, node } = self;
-        if *cluster != header.cluster {
-            return Some(of_another_cluster(&header.cluster, cluster));
+/// Places listed; of more, the number says enough.
+const LISTED: usize = 100;
+
+/// Places in a log that hold no record, the first of them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Flaws {
+    /// In the order of the log.
+    pub listed: Vec<Flaw>,
+    /// How many more there are.
+    pub more: u64,
+}
+
+impl Flaws {
+    /// Whether there is none.
+    pub const fn is_empty(&self) -> bool {
+        self.listed.is_empty()
+    }
+
+    pub(super) fn note(&mut self, flaw: Flaw) {
+        if self.listed.len() < LISTED {
+            self.listed.push(flaw);
+        } else {
+            self.more += 1;
         }
-        (*node != header.node).then(|| of_another_node(header.node, *node))
     }
 }
 
 impl Flaw {
     /// As a replay reports it.
     pub(super) fn corrupt(&self) -> LogError {
-        LogError::Corrupt {
-            file: self.file.display().to_string(),
-            offset: self.bytes.start,
-            reason: self.reason.clone(),
-        }
+        corrupt(&self.file, self.bytes.start, &self.reason)
     }
 }
 
@@ -103,7 +107,7 @@ pub(super) fn walk(
 impl Walk<'_> {
     fn file(&mut self, source: &SourceFile, is_last: bool) -> io::Result<ControlFlow<()>> {
         let SourceFile { path, file, length } = source;
-        let header = read_header(file, *length)?;
+        let header = FileHeader::read(file)?;
         let kind = match &header {
             Ok(header) => header.kind,
             Err(_) => kind_of(path).unwrap_or(FileKind::Segment),
@@ -187,14 +191,4 @@ impl Walk<'_> {
     fn damage(&mut self, path: &Path, bytes: Range<u64>, reason: String) -> ControlFlow<()> {
         (self.visit)(Step::Damage(Flaw { file: path.to_owned(), bytes, reason }))
     }
-}
-
-/// Why a file of another cluster is refused.
-fn of_another_cluster(theirs: &str, ours: &str) -> String {
-    format!("it belongs to the cluster {theirs:?}, not to {ours:?}")
-}
-
-/// Why a file in the data directory of a node is refused.
-pub(super) fn of_another_node(theirs: NodeId, ours: NodeId) -> String {
-    format!("it was written by node {theirs}, and this is node {ours}")
 }

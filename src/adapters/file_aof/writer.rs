@@ -27,12 +27,12 @@ use tokio::sync::oneshot;
 
 use crate::ports::{LogError, LogRecord, LogStats};
 
-use super::disk::FsyncPolicy;
+use super::disk::{FsyncPolicy, SyncSchedule};
 use super::format::max_encoded_bytes;
 use super::marks::Marks;
 use super::queue::{Begun, QueueLimits};
 use super::rotation::{Segments, Switched};
-use super::shared::{Older, Shared, SyncSchedule, WRITTEN_HERE_BYTES};
+use super::shared::{Older, Shared, WRITTEN_HERE_BYTES};
 
 /// The writer as those who append see it.
 pub(super) struct Writer {

@@ -24,7 +24,7 @@ pub(super) enum Code {
     DurabilityLag,
     DiskFull,
     MemoryFull,
-    CompactionFailed,
+    LogFailed,
 }
 
 impl Code {
@@ -43,7 +43,7 @@ impl Code {
         Self::DurabilityLag,
         Self::DiskFull,
         Self::MemoryFull,
-        Self::CompactionFailed,
+        Self::LogFailed,
     ];
 
     /// As in the body.
@@ -63,7 +63,7 @@ impl Code {
             Self::DurabilityLag => "durability_lag",
             Self::DiskFull => "disk_full",
             Self::MemoryFull => "memory_full",
-            Self::CompactionFailed => "compaction_failed",
+            Self::LogFailed => "log_failed",
         }
     }
 
@@ -82,7 +82,7 @@ impl Code {
                 StatusCode::SERVICE_UNAVAILABLE
             }
             Self::DiskFull | Self::MemoryFull => StatusCode::INSUFFICIENT_STORAGE,
-            Self::CompactionFailed => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::LogFailed => StatusCode::INTERNAL_SERVER_ERROR,
         }
     }
 }
@@ -115,7 +115,7 @@ impl From<ClientError> for Refusal {
             ClientError::DiskFull => Code::DiskFull,
             ClientError::MemoryFull { .. } => Code::MemoryFull,
             ClientError::NoBackups => Code::NotFound,
-            ClientError::CompactionFailed(_) => Code::CompactionFailed,
+            ClientError::LogFailed(_) => Code::LogFailed,
             ClientError::Vetoed { .. } => Code::Vetoed,
         };
         Self::new(code, error.to_string())
@@ -146,7 +146,7 @@ mod tests {
         for (index, code) in Code::ALL.into_iter().enumerate() {
             assert_eq!(code as usize, index);
         }
-        assert_eq!(Code::CompactionFailed as usize + 1, Code::ALL.len());
+        assert_eq!(Code::LogFailed as usize + 1, Code::ALL.len());
     }
 
     #[test]
@@ -160,7 +160,7 @@ mod tests {
             (ClientError::DiskFull, 507, "disk_full"),
             (ClientError::NoBackups, 404, "not_found"),
             (ClientError::MemoryFull { max_memory: 1 << 30 }, 507, "memory_full"),
-            (ClientError::CompactionFailed("disk".into()), 500, "compaction_failed"),
+            (ClientError::LogFailed("disk".into()), 500, "log_failed"),
             (ClientError::Vetoed { hook: "audit", reason: "no".into() }, 403, "vetoed"),
         ];
         for (error, status, code) in cases {

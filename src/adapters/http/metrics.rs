@@ -190,9 +190,10 @@ impl Collector for Scrape {
         self.encode_requests(&mut encoder)?;
         self.encode_latencies(&mut encoder)?;
         self.encode_members(&mut encoder)?;
-        self.encode_gauges(&mut encoder)?;
-        self.encode_syncs(&mut encoder)?;
-        self.encode_counters(&mut encoder)
+        let stats = self.api.stats();
+        self.encode_gauges(&stats, &mut encoder)?;
+        Self::encode_syncs(&stats.log, &mut encoder)?;
+        self.encode_counters(&stats, &mut encoder)
     }
 }
 
@@ -279,8 +280,8 @@ impl Scrape {
         Ok(())
     }
 
-    fn encode_gauges(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let NodeStats { store, log, memory_limit, horizon_age, .. } = self.api.stats();
+    fn encode_gauges(&self, stats: &NodeStats, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let NodeStats { store, log, memory_limit, horizon_age, .. } = stats;
         let ready = u64::from(self.api.readiness().is_ok());
         let in_flight = self.metrics.in_flight.load(Ordering::Relaxed) as u64;
         let connections = self.metrics.connections.load(Ordering::Relaxed) as u64;
@@ -311,8 +312,8 @@ impl Scrape {
         Ok(())
     }
 
-    fn encode_syncs(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let LogStats { syncs, unforced_for, .. } = self.api.stats().log;
+    fn encode_syncs(log: &LogStats, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let LogStats { syncs, unforced_for, .. } = log;
         let bounds = SyncTimes::BOUNDS.iter().map(Duration::as_secs_f64).chain([f64::INFINITY]);
         let buckets: Vec<(f64, u64)> = bounds.zip(syncs.counts).collect();
         let (name, help) = ("log_sync_duration_seconds", "Time that forcing the log to disk took");
@@ -330,8 +331,11 @@ impl Scrape {
             .encode_gauge(&unforced_for.unwrap_or_default().as_secs_f64())
     }
 
-    fn encode_counters(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let stats = self.api.stats();
+    fn encode_counters(
+        &self,
+        stats: &NodeStats,
+        encoder: &mut DescriptorEncoder<'_>,
+    ) -> fmt::Result {
         let ComparisonStats {
             differing_buckets: differing,
             summaries,

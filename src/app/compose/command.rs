@@ -68,7 +68,7 @@ impl From<LogError> for Stopped {
 
 impl From<DataDirError> for Stopped {
     fn from(error: DataDirError) -> Self {
-        Self::Failed(RunError::DataDir(error.to_string()))
+        Self::Failed(error.into())
     }
 }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use crate::adapters::data_dir::DataDirError;
 use crate::app::IdentityError;
 use crate::ports::LogError;
 
@@ -61,6 +62,25 @@ impl RunError {
             _ => 1,
         }
     }
+}
+
+impl From<DataDirError> for RunError {
+    fn from(error: DataDirError) -> Self {
+        match error {
+            DataDirError::NotOne { .. } => Self::Usage(error.to_string()),
+            other => Self::DataDir(other.to_string()),
+        }
+    }
+}
+
+/// A log that does not exist is a typing error; `setting` says where it was typed.
+pub(super) fn refuse_missing(log: &Path, setting: &str) -> Result<(), RunError> {
+    log.metadata().map(|_| ()).map_err(|error| {
+        let path = log.display();
+        RunError::Usage(format!(
+            "{setting}{path}: {error}; expected a log file, or a directory of them"
+        ))
+    })
 }
 
 /// What can be done about a log that is refused.

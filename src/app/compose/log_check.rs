@@ -3,19 +3,19 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use crate::adapters::data_dir::data_dir_of;
-use crate::adapters::file_aof::{FileReport, Flaw, Owner, check_log};
+use crate::adapters::data_dir::{book_path, data_dir_of};
+use crate::adapters::file_aof::{FileReport, Flaw, Flaws, Owner, check_log};
 use crate::adapters::json_book::JsonBook;
 use crate::ports::{BookError, MemberBook};
 
 use super::command::Stopped;
-use super::errors::RunError;
+use super::errors::{RunError, refuse_missing};
 
 /// Reports on every file; damage is an error at the end.
 pub(super) async fn check(paths: &[PathBuf], out: &mut (dyn Write + Send)) -> Result<(), Stopped> {
     let (mut files, mut damaged) = (0_u64, 0_u64);
     for path in paths {
-        refuse_missing(path)?;
+        refuse_missing(path, "")?;
         let owner = owner_in(path).await?;
         for report in check_log(path, owner.as_ref())? {
             files += 1;
@@ -32,19 +32,10 @@ pub(super) async fn check(paths: &[PathBuf], out: &mut (dyn Write + Send)) -> Re
     Ok(())
 }
 
-/// A path that does not exist is a typing error.
-pub(super) fn refuse_missing(path: &Path) -> Result<(), RunError> {
-    path.metadata().map(|_| ()).map_err(|error| {
-        let path = path.display();
-        RunError::Usage(format!("{path}: {error}; expected a log file, or a directory of them"))
-    })
-}
-
 /// Whose log that is, where it lies in a data directory.
 pub(super) async fn owner_in(path: &Path) -> Result<Option<Owner>, BookError> {
-    let in_path = path.join("log").is_dir().then(|| path.to_owned());
-    let Some(dir) = in_path.or_else(|| data_dir_of(path)) else { return Ok(None) };
-    let book = JsonBook::new(&dir.join("node.json")).load().await?;
+    let Some(dir) = data_dir_of(path) else { return Ok(None) };
+    let book = JsonBook::new(&book_path(&dir)).load().await?;
     Ok(book.map(|book| Owner { cluster: book.cluster, node: book.id }))
 }
 
@@ -59,12 +50,10 @@ fn print(report: &FileReport, out: &mut (dyn Write + Send)) -> io::Result<()> {
         "intact".to_owned()
     };
     writeln!(out, "{}: {kind}, {records} records, {bytes} bytes: {verdict}", path.display())?;
-    for flaw in &report.damages {
+    for flaw in &report.damages.listed {
         writeln!(out, "  {}", place(flaw))?;
     }
-    if report.more_damages > 0 {
-        writeln!(out, "  and {} more places", report.more_damages)?;
-    }
+    and_more(&report.damages, out)?;
     if report.is_damaged() {
         writeln!(
             out,
@@ -73,6 +62,14 @@ fn print(report: &FileReport, out: &mut (dyn Write + Send)) -> io::Result<()> {
         )?;
     }
     Ok(())
+}
+
+/// How many places there are that are not listed.
+pub(super) fn and_more(flaws: &Flaws, out: &mut (dyn Write + Send)) -> io::Result<()> {
+    match flaws.more {
+        0 => Ok(()),
+        more => writeln!(out, "  and {more} more places"),
+    }
 }
 
 /// Where something is wrong in a file, and what.

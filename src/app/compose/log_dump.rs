@@ -8,13 +8,13 @@ use crate::adapters::file_aof::dump_log;
 use crate::adapters::record_lines;
 
 use super::command::Stopped;
-use super::log_check::refuse_missing;
+use super::errors::refuse_missing;
 
 /// Writes record after record, and holds no more than one at a time.
 pub(super) fn dump(paths: &[PathBuf], out: &mut (dyn Write + Send)) -> Result<(), Stopped> {
     let mut line = Vec::new();
     for path in paths {
-        refuse_missing(path)?;
+        refuse_missing(path, "")?;
         let mut outcome: io::Result<()> = Ok(());
         let dumped = dump_log(path, &mut |record| {
             line.clear();

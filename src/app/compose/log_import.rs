@@ -39,7 +39,7 @@ pub(super) async fn import(
     let known = book.load().await?;
     let identity = Identity::load(&book, &node.cluster_name, NodeId::new(rand::random())).await;
     let identity = identity.map_err(RunError::from)?;
-    let lost_its_log = !dir.has_log().map_err(|error| RunError::DataDir(error.to_string()))?
+    let lost_its_log = !dir.has_log()?
         && known.as_ref().is_some_and(|book| matches!(book.phase, Phase::Whole | Phase::Left));
     let options = AofOptions::new(&dir.log_dir(), &node.cluster_name, identity.id());
     let mut import = Import::begin(&options, known.is_none())?;

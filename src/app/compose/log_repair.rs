@@ -10,20 +10,19 @@ use std::path::{Path, PathBuf};
 
 use crate::adapters::clock::SystemClock;
 use crate::adapters::data_dir::{
-    DataDir, DataDirError, data_dir_of, mark_incomplete, set_aside, sync_dir,
+    DataDir, data_dir_of, mark_incomplete, remove_dir, set_aside, sync_dir,
 };
 use crate::adapters::file_aof::{AofOptions, Owner, Salvaged, owner_of, salvage_log};
 use crate::ports::Clock;
 
 use super::command::Stopped;
-use super::errors::RunError;
-use super::log_check::{owner_in, place, refuse_missing};
+use super::errors::{RunError, refuse_missing};
+use super::log_check::{and_more, owner_in, place};
 
 /// Repairs the log at this path, if it is damaged.
 pub(super) async fn repair(path: &Path, out: &mut (dyn Write + Send)) -> Result<(), Stopped> {
-    refuse_missing(path)?;
-    let whole = if path.join("log").is_dir() { Some(path.to_owned()) } else { data_dir_of(path) };
-    match whole {
+    refuse_missing(path, "")?;
+    match data_dir_of(path) {
         Some(dir) if path.is_dir() => repair_own(&dir, out).await,
         Some(dir) => Err(usage(&format!(
             "{}: this is one file of the log of a node; repair all of it: lally log repair {}",
@@ -122,13 +121,11 @@ fn report(
 ) -> io::Result<()> {
     let Salvaged { records, lost_bytes, .. } = salvaged;
     writeln!(out, "{}: {records} records kept, {lost_bytes} bytes skipped:", log.display())?;
-    for flaw in salvaged.damages.iter().chain(&salvaged.torn) {
+    for flaw in salvaged.damages.listed.iter().chain(&salvaged.torn) {
         let name = flaw.file.file_name().unwrap_or_default().display();
         writeln!(out, "  {name} {}", place(flaw))?;
     }
-    if salvaged.more_damages > 0 {
-        writeln!(out, "  and {} more places", salvaged.more_damages)?;
-    }
+    and_more(&salvaged.damages, out)?;
     writeln!(out, "The original is {}", aside.display())
 }
 
@@ -137,15 +134,6 @@ fn beside(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
     name.push(suffix);
     name.into()
-}
-
-fn remove_dir(path: &Path) -> Result<(), DataDirError> {
-    match fs::remove_dir_all(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(DataDirError::Io { path: path.to_owned(), error })
-        }
-        Ok(()) | Err(_) => Ok(()),
-    }
 }
 
 fn io_failed(path: &Path, error: &io::Error) -> Stopped {

@@ -16,7 +16,7 @@ use crate::adapters::grpc::{self, GrpcOptions, GrpcPeers, ServerOptions};
 use crate::adapters::http::{self, HttpOptions};
 use crate::adapters::{hooks, swim};
 use crate::app::{Node, NodeParts, NodeSettings};
-use crate::domain::{LogWeight, MemoryLimit};
+use crate::domain::MemoryLimit;
 use crate::ports::{Hook, NodeStats};
 
 use super::addresses::Addresses;
@@ -183,11 +183,7 @@ impl Running {
 
 /// Says what the disk of the log has room for, before it has not.
 fn report_space(log: &FileAof, held: &NodeStats) {
-    let weight = LogWeight {
-        log_bytes: held.log.bytes,
-        entries: held.store.keys + held.store.tombstones,
-        payload_bytes: held.store.payload_bytes,
-    };
+    let weight = held.log.weight(&held.store);
     let Some(free_bytes) = log.free_bytes() else { return };
     let (log_bytes, compaction_bytes) = (weight.log_bytes, weight.live_bytes());
     if weight.is_too_much_for(free_bytes) {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use crate::adapters::clock::SystemClock;
 use crate::adapters::config::{Config, Fsync};
-use crate::adapters::data_dir::{DataDir, DataDirError};
+use crate::adapters::data_dir::DataDir;
 use crate::adapters::file_aof::{
     AofOptions, FileAof, FsyncPolicy, free_bytes, install_log, log_bytes, refuse_foreign_log,
     verify_log,
@@ -16,7 +16,7 @@ use crate::app::Identity;
 use crate::domain::{KeptData, NodeId, Start};
 use crate::ports::{Book, Clock, LogError};
 
-use super::errors::RunError;
+use super::errors::{RunError, refuse_missing};
 
 /// The data directory of a running node.
 pub(super) struct Storage {
@@ -37,8 +37,11 @@ impl Storage {
     /// What can be refused (a book of another cluster, a log to replay that does not read) is
     /// refused before the node's own files change.
     pub(super) async fn open(config: &Config) -> Result<Self, RunError> {
-        refuse_missing(config.replay_log.as_deref())?;
-        let dir = DataDir::open(&config.data_dir).map_err(unusable)?;
+        // A mistake in the configuration, found before anything is touched.
+        if let Some(path) = &config.replay_log {
+            refuse_missing(path, "replay_log: ")?;
+        }
+        let dir = DataDir::open(&config.data_dir)?;
         let book_file = Arc::new(JsonBook::new(&dir.book_path()));
         let new_id = NodeId::new(rand::random());
         let identity = Identity::load(book_file.as_ref(), &config.cluster_name, new_id).await?;
@@ -91,14 +94,14 @@ impl LogChange {
             if config.fresh {
                 return Ok(Self::SetAside);
             }
-            return match dir.has_log().map_err(unusable)? {
+            return match dir.has_log()? {
                 false => Ok(Self::Missing),
                 true if config.recover_from_peers => {
                     Self::recover(dir, options, knows_others).await
                 }
                 true => {
                     refuse_foreign_log(options)?;
-                    Ok(Self::keep(dir))
+                    Self::keep(dir)
                 }
             };
         };
@@ -109,7 +112,7 @@ impl LogChange {
             )));
         }
         refuse_without_space(source, &config.data_dir)?;
-        let staged = AofOptions { dir: dir.stage_log().map_err(unusable)?, ..options.clone() };
+        let staged = AofOptions { dir: dir.stage_log()?, ..options.clone() };
         // Away from the thread that waits for signals.
         let from = source.clone();
         let reading = tokio::task::spawn_blocking(move || install_log(&from, &staged)).await;
@@ -120,14 +123,14 @@ impl LogChange {
                 Ok(Self::SwapIn)
             }
             Err(error) => {
-                dir.discard_staged_log().map_err(unusable)?;
+                dir.discard_staged_log()?;
                 Err(error.into())
             }
         }
     }
 
-    fn keep(dir: &DataDir) -> Self {
-        if dir.log_is_incomplete() { Self::Incomplete } else { Self::Keep }
+    fn keep(dir: &DataDir) -> Result<Self, RunError> {
+        Ok(if dir.log_is_incomplete()? { Self::Incomplete } else { Self::Keep })
     }
 
     /// Reads the whole log, once more than a start does otherwise: what becomes of it has to be known
@@ -140,7 +143,7 @@ impl LogChange {
         let own = options.clone();
         let reading = tokio::task::spawn_blocking(move || verify_log(&own, drop)).await;
         match reading.unwrap_or_else(|error| Err(LogError::Failed(error.to_string()))) {
-            Ok(_) => Ok(Self::keep(dir)),
+            Ok(_) => Self::keep(dir),
             Err(damage @ LogError::Corrupt { .. }) if knows_others => {
                 tracing::warn!(%damage, "recovering from the other members");
                 Ok(Self::SetAside)
@@ -167,28 +170,17 @@ impl LogChange {
         let aside = match self {
             Self::Keep => None,
             Self::Missing | Self::Incomplete => {
-                dir.unmark_log().map_err(unusable)?;
+                dir.unmark_log()?;
                 None
             }
-            Self::SetAside => dir.set_log_aside(now).map_err(unusable)?,
-            Self::SwapIn => dir.swap_in_staged_log(now).map_err(unusable)?,
+            Self::SetAside => dir.set_log_aside(now)?,
+            Self::SwapIn => dir.swap_in_staged_log(now)?,
         };
         if let Some(aside) = aside {
             tracing::info!(to = %aside.display(), "old log moved aside");
         }
         Ok(())
     }
-}
-
-/// A path that does not exist is a mistake in the configuration, found before anything is touched.
-fn refuse_missing(replay_log: Option<&Path>) -> Result<(), RunError> {
-    let Some(path) = replay_log else { return Ok(()) };
-    path.metadata().map(|_| ()).map_err(|error| {
-        let path = path.display();
-        RunError::Usage(format!(
-            "replay_log: {path}: {error}; expected a log file, or a directory of them"
-        ))
-    })
 }
 
 /// The log to replay is copied before it replaces anything, so there must be space for it.
@@ -202,12 +194,5 @@ fn refuse_without_space(source: &Path, data_dir: &Path) -> Result<(), RunError> 
             )))
         }
         _ => Ok(()),
-    }
-}
-
-fn unusable(error: DataDirError) -> RunError {
-    match error {
-        DataDirError::NotOne { .. } => RunError::Usage(error.to_string()),
-        other => RunError::DataDir(other.to_string()),
     }
 }

@@ -7,11 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use lally::adapters::file_aof::{AofOptions, FileAof, FsyncPolicy, install_log};
+use lally::adapters::file_aof::{FileAof, install_log};
 use lally::adapters::memory::MemoryLog;
-use lally::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Value, Version};
+use lally::domain::{NodeId, Timestamp, Version};
 use lally::ports::{BackupStream, LogError, LogRecord, OpLog, SnapshotEntries, SnapshotSource};
 use tokio::task::JoinSet;
+
+use super::logs_on_disk::{Held, entry, key, open, options, valued, write};
 
 #[tokio::test]
 async fn a_backup_holds_every_record_in_its_order_and_can_be_installed_elsewhere() {
@@ -48,7 +50,7 @@ async fn what_is_appended_after_it_began_is_not_in_it_however_slowly_it_is_taken
         log.append(&[large(time, time)]).await.unwrap();
     }
     // Compacted, and the files that are being read are gone.
-    let held = (1..=300).map(|time| entry(large(time, time))).collect();
+    let held = (1..=300).map(|time| entry(&large(time, time))).collect();
     log.compact(Box::new(Held(Some(held)))).await.unwrap();
     log.append(&[write(301, 301)]).await.unwrap();
     bytes.extend(rest(stream).await.unwrap());
@@ -102,7 +104,7 @@ async fn a_backup_beside_appends_and_compactions_is_a_prefix_with_all_that_was_a
             Err(error) => panic!("{error}"),
         };
         let most = acknowledged.lock().unwrap().len() as u64 + 1;
-        let mut times: Vec<_> = restored(&backup).await.unwrap().into_iter().map(time).collect();
+        let mut times: Vec<_> = restored(&backup).await.unwrap().iter().map(time).collect();
         times.sort_unstable();
         times.dedup();
         let newest = times.last().copied().unwrap_or_default();
@@ -157,7 +159,7 @@ async fn a_log_that_does_not_read_back_is_not_backed_up_and_goes_on() {
     let ended = rest(log.backup().await.unwrap()).await.unwrap_err();
     assert!(ended.to_string().contains("POST /admin/compact"), "{ended}");
     log.append(&[write(4, 4)]).await.unwrap();
-    let held = (1..=4).map(|time| entry(write(time, time))).collect();
+    let held = (1..=4).map(|time| entry(&write(time, time))).collect();
     log.compact(Box::new(Held(Some(held)))).await.unwrap();
     assert_eq!(restored(&taken(&log).await).await.unwrap().len(), 4);
 }
@@ -212,65 +214,15 @@ impl SnapshotSource for Settles {
         // The last one has ended before the log is closed.
         tokio::time::timeout(std::time::Duration::from_secs(1), settled).await.ok();
         let times = self.0.lock().unwrap().clone();
-        let held = times.into_iter().map(|time| entry(write(time, time))).collect();
-        Ok(Box::new(Once(Some(held))))
+        let held = times.into_iter().map(|time| entry(&write(time, time))).collect();
+        Ok(Box::new(Held(Some(held))))
     }
-}
-
-struct Held(Option<Vec<KeyedEntry>>);
-
-#[async_trait]
-impl SnapshotSource for Held {
-    async fn settle(&mut self) -> Result<Box<dyn SnapshotEntries>, LogError> {
-        Ok(Box::new(Once(self.0.take())))
-    }
-}
-
-struct Once(Option<Vec<KeyedEntry>>);
-
-impl SnapshotEntries for Once {
-    fn next(&mut self) -> Option<Vec<KeyedEntry>> {
-        self.0.take()
-    }
-}
-
-fn options(dir: &Path) -> AofOptions {
-    AofOptions { fsync: FsyncPolicy::Never, ..AofOptions::new(dir, "lally", NodeId::new(1)) }
-}
-
-async fn open(dir: &Path) -> Result<(FileAof, Vec<LogRecord>), LogError> {
-    let log = FileAof::open(options(dir))?;
-    let visited = Arc::new(Mutex::new(Vec::new()));
-    let visits = Arc::clone(&visited);
-    log.replay(Box::new(move |record| visits.lock().unwrap().push(record))).await?;
-    let records = std::mem::take(&mut *visited.lock().unwrap());
-    Ok((log, records))
-}
-
-fn key(name: u64) -> Key {
-    Key::new(&format!("key {name}")).unwrap()
-}
-
-fn write(time: u64, name: u64) -> LogRecord {
-    valued(time, name, &format!("value {time}"))
 }
 
 fn large(time: u64, name: u64) -> LogRecord {
     valued(time, name, &"v".repeat(10_000))
 }
 
-fn valued(time: u64, name: u64, value: &str) -> LogRecord {
-    let version = Version::new(Timestamp::from_nanos(time), NodeId::new(1));
-    LogRecord::Write(KeyedEntry::new(key(name), Entry::live(version, Value::new(value))))
-}
-
-fn entry(record: LogRecord) -> KeyedEntry {
-    match record {
-        LogRecord::Write(write) => write,
-        other => panic!("{other:?} is no entry"),
-    }
-}
-
-fn time(record: LogRecord) -> u64 {
+fn time(record: &LogRecord) -> u64 {
     entry(record).entry.version.timestamp.as_nanos()
 }

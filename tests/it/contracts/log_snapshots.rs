@@ -6,10 +6,12 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
-use lally::adapters::file_aof::{AofOptions, FileAof, FsyncPolicy, install_log};
-use lally::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Value, Version};
+use lally::adapters::file_aof::{FileAof, install_log};
+use lally::domain::KeyedEntry;
 use lally::ports::{LogError, LogRecord, OpLog, SnapshotEntries, SnapshotSource};
 use tempfile::TempDir;
+
+use super::logs_on_disk::{Held, entry, open, options, write};
 
 /// Some records, the snapshot of them that a compaction wrote, and one record behind it.
 struct Sample {
@@ -213,29 +215,8 @@ struct Source {
 impl SnapshotSource for Source {
     async fn settle(&mut self) -> Result<Box<dyn SnapshotEntries>, LogError> {
         copy(&self.dir, self.copied.path());
-        Ok(Box::new(Once(self.held.take())))
+        Ok(Box::new(Held(self.held.take())))
     }
-}
-
-struct Once(Option<Vec<KeyedEntry>>);
-
-impl SnapshotEntries for Once {
-    fn next(&mut self) -> Option<Vec<KeyedEntry>> {
-        self.0.take()
-    }
-}
-
-fn options(dir: &Path) -> AofOptions {
-    AofOptions { fsync: FsyncPolicy::Never, ..AofOptions::new(dir, "lally", NodeId::new(1)) }
-}
-
-async fn open(dir: &Path) -> Result<(FileAof, Vec<LogRecord>), LogError> {
-    let log = FileAof::open(options(dir))?;
-    let visited = Arc::new(Mutex::new(Vec::new()));
-    let visits = Arc::clone(&visited);
-    log.replay(Box::new(move |record| visits.lock().unwrap().push(record))).await?;
-    let records = std::mem::take(&mut *visited.lock().unwrap());
-    Ok((log, records))
 }
 
 fn names(dir: &Path) -> Vec<String> {
@@ -256,17 +237,4 @@ fn copied(from: &Path) -> TempDir {
     let dir = tempfile::tempdir().unwrap();
     copy(from, dir.path());
     dir
-}
-
-fn write(time: u64, name: u64) -> LogRecord {
-    let version = Version::new(Timestamp::from_nanos(time), NodeId::new(1));
-    let entry = Entry::live(version, Value::new(&format!("value {time}")));
-    LogRecord::Write(KeyedEntry::new(Key::new(&format!("key {name}")).unwrap(), entry))
-}
-
-fn entry(record: &LogRecord) -> KeyedEntry {
-    match record {
-        LogRecord::Write(write) => write.clone(),
-        other => panic!("{other:?} is no entry"),
-    }
 }

@@ -14,6 +14,7 @@ mod log_backups;
 mod log_damage;
 mod log_snapshots;
 mod log_sweep;
+mod logs_on_disk;
 mod networks;
 mod quarantine;
 mod replica;

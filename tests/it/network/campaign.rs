@@ -11,10 +11,7 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::fs;
 use std::hash::{BuildHasher, RandomState};
-use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -29,6 +26,7 @@ use super::faults::{schedule, suffer};
 use super::history::{Held, History};
 use super::lab::{Lab, NODES};
 use super::workload::{CLIENTS_PER_NODE, Worker};
+use crate::results::{self, from_env, say};
 
 const REQUEST_TIMEOUT: Duration = Duration::from_millis(500);
 const ARGS: [&str; 4] = ["--request-timeout", "500ms", "--anti-entropy-interval", "2s"];
@@ -72,9 +70,7 @@ fn clients_of_a_cluster_on_a_failing_network_see_what_was_promised() {
         outcomes.push(outcome);
     }
     if let Ok(path) = std::env::var("LALLY_NET_RESULT") {
-        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(&path, report(&outcomes, time)).unwrap();
+        results::write(&path, &report(&outcomes, time));
     }
     let broken: Vec<_> = outcomes.iter().flat_map(Outcome::objections).collect();
     assert!(broken.is_empty(), "{}", broken.join("\n"));
@@ -204,7 +200,7 @@ impl Outcome {
 
 /// The dated result of a campaign, in Markdown.
 fn report(outcomes: &[Outcome], time: Duration) -> String {
-    let date = jiff::Timestamp::now().strftime("%Y-%m-%d %H:%M UTC").to_string();
+    let date = results::date();
     let total: usize = outcomes.iter().map(|o| o.history.operations.len()).sum();
     let broken = outcomes.iter().filter(|o| !o.broken.is_empty()).count();
     let mut out = format!(
@@ -213,8 +209,8 @@ fn report(outcomes: &[Outcome], time: Duration) -> String {
          and what is checked: [docs/faults.md](../faults.md).\n\n\
          | seed | operations | ok | refused | unknown | faults | slowest answer (ms) | equal after (ms) \
          | verdict |\n|---|---|---|---|---|---|---|---|---|\n",
-        revision(),
-        thread::available_parallelism().map_or(0, usize::from),
+        results::revision(),
+        results::cores(),
         outcomes.len(),
         time.as_secs(),
         NODES * CLIENTS_PER_NODE,
@@ -229,26 +225,9 @@ fn report(outcomes: &[Outcome], time: Duration) -> String {
     out
 }
 
-/// The last commit that changed the product, which stays the same when results are committed.
-fn revision() -> String {
-    let git = |args: &[&str]| {
-        let output = Command::new("git").args(args).output().ok()?;
-        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_owned())
-    };
-    let changed =
-        git(&["status", "--porcelain", "src", "Cargo.lock"]).is_some_and(|files| !files.is_empty());
-    let name = git(&["log", "-1", "--format=%h", "--abbrev=12", "--", "src", "Cargo.lock"])
-        .unwrap_or_else(|| "unknown".into());
-    if changed { format!("{name} with changes") } else { name }
-}
-
 fn history_path(seed: u64) -> PathBuf {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/histories");
     dir.join(format!("{seed}.jsonl"))
-}
-
-fn from_env<T: FromStr>(name: &str) -> Option<T> {
-    std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
 fn skip(why: &str) {
@@ -257,11 +236,6 @@ fn skip(why: &str) {
     let wanted = std::env::var_os("LALLY_NET_RESULT").is_some();
     assert!(!required && !wanted, "no network namespaces: {why}");
     say(&format!("SKIPPED: five nodes on a failing network: no network namespaces here: {why}"));
-}
-
-/// Past the test harness, which shows what a test prints only if it fails.
-fn say(text: &str) {
-    io::stderr().write_all(format!("{text}\n").as_bytes()).unwrap();
 }
 
 #[test]

@@ -463,11 +463,6 @@ fn a_backup_from_before_a_removal_that_was_forgotten_does_not_bring_the_key_back
     wait_equal(&nodes);
     check(&nodes, &now);
     for node in &nodes[2..] {
-        let quarantine = contents(&node.setup().data_dir().join("quarantine"));
-        let kept: String = quarantine
-            .into_iter()
-            .filter_map(|(_, bytes)| String::from_utf8(bytes?).ok())
-            .collect();
-        assert!(kept.lines().count() == 1 && kept.contains("\"removed\""), "{kept}");
+        super::forgetting::quarantined(node);
     }
 }

@@ -24,6 +24,14 @@ pub(super) fn forgotten<'a>(nodes: impl IntoIterator<Item = &'a Node>) {
     });
 }
 
+/// Checks that the removed key, and nothing else, is in the quarantine of a node.
+pub(super) fn quarantined(node: &Node) {
+    let quarantine = contents(&node.setup().data_dir().join("quarantine"));
+    let kept: String =
+        quarantine.into_iter().filter_map(|(_, bytes)| String::from_utf8(bytes?).ok()).collect();
+    assert!(kept.lines().count() == 1 && kept.contains("\"removed\""), "{kept}");
+}
+
 #[test]
 fn a_member_that_was_away_when_a_removal_was_forgotten_does_not_bring_the_key_back() {
     if std::env::var_os("LALLY_TEST_FORGETTING").is_none() {
@@ -50,10 +58,7 @@ fn a_member_that_was_away_when_a_removal_was_forgotten_does_not_bring_the_key_ba
             assert_eq!(node.client().get_from(key, 1).value().as_deref(), value, "{key}");
         }
     }
-    let quarantine = contents(&nodes[2].setup().data_dir().join("quarantine"));
-    let kept: String =
-        quarantine.into_iter().filter_map(|(_, bytes)| String::from_utf8(bytes?).ok()).collect();
-    assert!(kept.lines().count() == 1 && kept.contains("\"removed\""), "{kept}");
+    quarantined(&nodes[2]);
     // And then by all three.
     nodes[2].client().remove("kept").succeeded();
     forgotten(&nodes);

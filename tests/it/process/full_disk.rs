@@ -43,23 +43,15 @@ fn a_full_disk_refuses_writes_serves_reads_and_goes_on_when_there_is_space() {
     for key in (0..written).map(|i| format!("k{i}")).chain(["after".to_owned()]) {
         assert_eq!(client.get(&key).value().as_ref(), Some(&value), "{key}");
     }
-    // The file system goes before the directory that it is mounted in.
-    let setup = node.setup().clone();
-    drop(node);
-    drop(disk);
-    drop(setup);
+    end([node], disk);
 }
 
 #[test]
 fn a_full_disk_takes_removals_which_stay_after_a_kill_and_refuses_values_all_the_while() {
     let setup = Setup::new();
     let Some(disk) = SmallDisk::mount(&setup.data_dir(), 1 << 20) else { return };
-    let mut node = setup.start_ready();
-    let mut client = node.client();
-    let value = "x".repeat(1_000);
-    for i in 0..200 {
-        client.add(&format!("k{i}"), &value).succeeded();
-    }
+    let mut node = with_values(setup);
+    let (mut client, value) = (node.client(), small());
     disk.take_all();
     let large = "x".repeat(200_000);
     client.add("large", &large).failed(507, "disk_full");
@@ -92,10 +84,29 @@ fn a_full_disk_takes_removals_which_stay_after_a_kill_and_refuses_values_all_the
     disk.free();
     client.add("large", &large).succeeded();
     node.wait_for_log(&["the disk has space again"]);
-    let setup = node.setup().clone();
-    drop(node);
+    end([node], disk);
+}
+
+/// A node with 200 small values.
+fn with_values(setup: Setup) -> Node {
+    let node = setup.start_ready();
+    let mut client = node.client();
+    for i in 0..200 {
+        client.add(&format!("k{i}"), &small()).succeeded();
+    }
+    node
+}
+
+fn small() -> String {
+    "x".repeat(1_000)
+}
+
+/// Ends nodes, of whose directories one is mounted: the file system goes before the directory that it
+/// is mounted in.
+fn end(nodes: impl IntoIterator<Item = Node>, disk: SmallDisk) {
+    let setups: Vec<_> = nodes.into_iter().map(|node| node.setup().clone()).collect();
     drop(disk);
-    drop(setup);
+    drop(setups);
 }
 
 /// The number of the node's last start.
@@ -109,12 +120,8 @@ fn generation(node: &Node) -> u64 {
 fn a_node_that_starts_on_a_full_disk_serves_reads_and_takes_removals() {
     let setup = Setup::new();
     let Some(disk) = SmallDisk::mount(&setup.data_dir(), 1 << 20) else { return };
-    let mut node = setup.start_ready();
-    let mut client = node.client();
-    let value = "x".repeat(1_000);
-    for i in 0..200 {
-        client.add(&format!("k{i}"), &value).succeeded();
-    }
+    let mut node = with_values(setup);
+    let (mut client, value) = (node.client(), small());
     disk.take_all();
     client.add("large", &"x".repeat(200_000)).failed(507, "disk_full");
     let mut last = generation(&node);
@@ -144,10 +151,7 @@ fn a_node_that_starts_on_a_full_disk_serves_reads_and_takes_removals() {
     client = node.client();
     client.add("large", &"x".repeat(200_000)).succeeded();
     assert_eq!((node.holdings().1, node.holdings().2), (141, 60));
-    let setup = node.setup().clone();
-    drop(node);
-    drop(disk);
-    drop(setup);
+    end([node], disk);
 }
 
 #[test]
@@ -167,9 +171,5 @@ fn a_member_that_starts_on_a_full_disk_comes_back_into_its_cluster() {
         assert_eq!(node.client().get("k").value(), None);
         ring::wait_whole([&node, &other]);
     }
-    let setup = node.setup().clone();
-    drop(node);
-    drop(other);
-    drop(disk);
-    drop(setup);
+    end([node, other], disk);
 }

@@ -18,6 +18,7 @@ use serde_json::json;
 use super::client::{Client, JSON};
 use super::node::Setup;
 use super::turn::Turn;
+use crate::results::from_env;
 
 const WRITERS: usize = 4;
 const KEYS_PER_WRITER: usize = 100;
@@ -104,7 +105,6 @@ fn compact_until_killed(addr: SocketAddr, dead: &AtomicBool) {
 #[test]
 fn twenty_kills_under_load_lose_no_acknowledged_write() {
     let _alone = Turn::alone();
-    let from_env = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
     let seed: u64 = from_env("LALLY_TEST_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
     let kills: u64 = from_env("LALLY_TEST_KILLS").unwrap_or(7);
     eprintln!("LALLY_TEST_SEED={seed}");

@@ -11,6 +11,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -19,6 +20,7 @@ use serde_json::json;
 use super::node::{Node, Setup, free_port};
 use super::turn::Turn;
 use super::wait::{PATIENCE, eventually};
+use crate::results;
 
 /// Requests sent before the first answer is read.
 const AHEAD: usize = 200;
@@ -26,8 +28,8 @@ const AHEAD: usize = 200;
 /// Connections that write while the log is compacted.
 const WRITERS: usize = 4;
 
-/// How long writes are watched before a compaction.
-const BEFORE: Duration = Duration::from_secs(5);
+/// Writes of each connection that are watched before a compaction: some seconds of them.
+const CALM_WRITES: usize = 20_000;
 
 /// Measurements of each kind; the middle one counts.
 const ROUNDS: usize = 3;
@@ -87,12 +89,13 @@ fn start_time(node: &mut Node) -> Duration {
     middle(times.collect())
 }
 
-/// Writes to keys that exist until `phase` is over; the latencies of phase 0 and phase 1.
+/// Writes to keys that exist, as this writer of so many keys, until `phase` is over; the latencies of
+/// phase 0 and phase 1. `calm` is told how many writes there were in phase 0.
 fn write_until_done(
     addr: SocketAddr,
-    writer: usize,
-    keys: usize,
+    (writer, keys): (usize, usize),
     phase: &AtomicU8,
+    calm: impl Fn(usize),
 ) -> [Vec<Duration>; 2] {
     let mut latencies = [Vec::new(), Vec::new()];
     let mut client = super::client::Client::new(addr);
@@ -105,6 +108,9 @@ fn write_until_done(
         let began = Instant::now();
         client.add(&key(turn), &value(turn)).succeeded();
         latencies.push(began.elapsed());
+        if began_in == 0 {
+            calm(latencies.len());
+        }
     }
 }
 
@@ -117,17 +123,23 @@ struct Tail {
 }
 
 /// The 99th percentile of the latency of writes before and during a compaction.
-fn compact_under_load(node: &Node, keys: usize, before: Duration) -> Tail {
+fn compact_under_load(node: &Node, keys: usize, calm_writes: usize) -> Tail {
     let phase = AtomicU8::new(0);
+    let (tell, told) = sync_channel(WRITERS);
     let (latencies, took) = thread::scope(|scope| {
         let writing: Vec<_> = (0..WRITERS)
             .map(|n| {
-                let (addr, phase) = (node.http(), &phase);
-                scope.spawn(move || write_until_done(addr, n, keys, phase))
+                let (addr, phase, tell) = (node.http(), &phase, tell.clone());
+                let calm = move |written| {
+                    if written == calm_writes {
+                        tell.send(()).unwrap();
+                    }
+                };
+                scope.spawn(move || write_until_done(addr, (n, keys), phase, calm))
             })
             .collect();
-        // Not a wait for a fact: what is measured is what happens meanwhile.
-        thread::sleep(before);
+        // Whatever a writer panics with is told when it is joined.
+        let is_calm = (0..WRITERS).all(|_| told.recv_timeout(PATIENCE).is_ok());
         phase.store(1, Ordering::Relaxed);
         let began = Instant::now();
         let mut client = super::client::Client::with_patience(node.http(), 10 * PATIENCE);
@@ -135,6 +147,7 @@ fn compact_under_load(node: &Node, keys: usize, before: Duration) -> Tail {
         let took = began.elapsed();
         phase.store(2, Ordering::Relaxed);
         let latencies: Vec<_> = writing.into_iter().map(|w| w.join().unwrap()).collect();
+        assert!(is_calm, "{calm_writes} writes took too long");
         (latencies, took)
     });
     let of = |phase: usize| {
@@ -270,8 +283,9 @@ fn a_large_log_is_compacted_beside_writes_and_comes_back() {
     let mut ours = Log { bytes: [0; 2], start: [Duration::ZERO; 2] };
     (ours.start[0], ours.bytes[0]) = (start_time(&mut node), bytes_below(&log_dir));
     holds_all(&node, keys);
-    let before = if is_full_size { BEFORE } else { Duration::from_millis(100) };
-    let mut tails: Vec<_> = (0..ROUNDS).map(|_| compact_under_load(&node, keys, before)).collect();
+    let calm_writes = if is_full_size { CALM_WRITES } else { 50 };
+    let mut tails: Vec<_> =
+        (0..ROUNDS).map(|_| compact_under_load(&node, keys, calm_writes)).collect();
     node.client().ask("POST", "/admin/compact").succeeded();
     (ours.start[1], ours.bytes[1]) = (start_time(&mut node), bytes_below(&log_dir));
     holds_all(&node, keys);
@@ -291,8 +305,8 @@ fn a_large_log_is_compacted_beside_writes_and_comes_back() {
     tails.sort_unstable_by(|a, b| a.ratio().total_cmp(&b.ratio()));
     let text = report(keys, &tails, &ours, theirs.as_ref());
     eprintln!("{text}");
-    if let Some(path) = std::env::var_os("LALLY_LARGE_LOG_RESULT") {
-        std::fs::write(path, text).unwrap();
+    if let Ok(path) = std::env::var("LALLY_LARGE_LOG_RESULT") {
+        results::write(&path, &text);
     }
     let ratio = tails[ROUNDS / 2].ratio();
     assert!(ratio <= 2.0, "the 99th percentile of writes is {ratio:.2} times as long");
@@ -305,15 +319,14 @@ impl Tail {
 }
 
 fn report(keys: usize, tails: &[Tail], ours: &Log, theirs: Option<&Log>) -> String {
-    let revision = Command::new("git").args(["rev-parse", "--short", "HEAD"]).output();
-    let revision = revision.map(|out| String::from_utf8_lossy(&out.stdout).trim().to_owned());
     let mut text = format!(
-        "# A log of {keys} keys\n\nRevision {}, `make large-log`. Keys of 16 bytes, values of 100.\n\n\
+        "# A log of {keys} keys, {}\n\nRevision {}, `make large-log`. Keys of 16 bytes, values of 100.\n\n\
          ## Writes while it is compacted\n\n{WRITERS} connections that write one value after the \
          other, on the cores that the node has.\n\n\
          | compaction | writes meanwhile | p99 before | p99 meanwhile | ratio | slowest |\n\
          |---|---|---|---|---|---|\n",
-        revision.unwrap_or_default()
+        results::date(),
+        results::revision()
     );
     let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
     for tail in tails {

@@ -1,7 +1,6 @@
 //! The simulations that run with every `cargo test`, and those that run on demand.
 
 use std::fmt::Write;
-use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -9,6 +8,7 @@ use std::time::Duration;
 use super::registers::registers;
 use super::runner::{self, Failed, Passed};
 use super::world::TAIL;
+use crate::results;
 
 /// Seeds of every run of the tests.
 const SEEDS: u64 = 200;
@@ -110,9 +110,7 @@ fn many_seeds() {
     let tally = run_all(first, seeds);
     eprintln!("{}", tally.summary(first, seeds));
     if let Ok(file) = std::env::var("LALLY_SIM_RESULT") {
-        let file = Path::new(&file);
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        std::fs::write(file, format!("# Simulation\n\n{}", tally.summary(first, seeds))).unwrap();
+        results::write(&file, &format!("# Simulation\n\n{}", tally.summary(first, seeds)));
     }
     assert!(tally.acknowledged > seeds * 50, "clients got hardly anything done");
     assert!(tally.steps as u64 > seeds * 20, "hardly any key was judged as a register");

@@ -138,7 +138,9 @@ fn matters_to_nobody(call: &Call) -> bool {
         // Where names cannot be exchanged, the book's draft is renamed.
         "renameat2" => call.paths == ["node.new", "node.json"],
         // Giving back the reserve behind the end of a segment; lengths, for progress and counts.
-        "ftruncate" | "statx" => is_log_file,
+        "ftruncate" => is_log_file,
+        // The length of a file that is read whole is a guess at how much memory it takes.
+        "statx" => is_log_file || call.paths == ["node.json"],
         // A parent that is not ours to read; room for the book after this one, which is asked for
         // again when that is saved.
         "openat" => call.paths == [".."] || call.paths == ["node.new"],

@@ -197,7 +197,7 @@ impl Worker {
             match reply.map(|reply| (reply.status, reply.text("code"), reply)) {
                 Ok((200, ..)) => return,
                 Ok((507 | 500, code, _))
-                    if ["disk_full", "compaction_failed"].contains(&code.as_str()) =>
+                    if ["disk_full", "log_failed"].contains(&code.as_str()) =>
                 {
                     self.told.not_compacted += 1;
                 }
