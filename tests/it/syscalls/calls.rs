@@ -25,9 +25,15 @@ impl Call {
             && self.paths.iter().all(|path| path.starts_with("log/"))
     }
 
-    /// Whether it is about any of these.
+    /// The paths by which `strace -P` finds it: of `rename` (not of `renameat`) it reads the first
+    /// alone.
+    pub fn watched(&self) -> &[String] {
+        if self.name == "rename" { &self.paths[..1] } else { &self.paths }
+    }
+
+    /// Whether `strace -P` with these would show it.
     pub fn concerns(&self, paths: &[String]) -> bool {
-        self.paths.iter().any(|path| paths.contains(path))
+        self.watched().iter().any(|path| paths.contains(path))
     }
 }
 

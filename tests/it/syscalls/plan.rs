@@ -22,10 +22,10 @@ pub struct Plan {
 /// The plan for the call at this place of a run; `None` if it cannot be hit before any other.
 pub fn plan(calls: &[Call], target: usize) -> Option<Plan> {
     let call = &calls[target];
-    let own: Vec<_> = call.paths.iter().filter(|path| is_known_before(path)).collect();
+    let own: Vec<_> = call.watched().iter().filter(|path| is_known_before(path)).collect();
     let of_name = calls.iter().filter(|other| other.name == call.name);
     let others: BTreeSet<_> =
-        of_name.flat_map(|other| &other.paths).filter(|path| is_known_before(path)).collect();
+        of_name.flat_map(Call::watched).filter(|path| is_known_before(path)).collect();
     let others: Vec<_> = others.into_iter().collect();
     let mut best: Option<Plan> = None;
     let singles = own.iter().map(|&own| vec![own]);
@@ -106,6 +106,17 @@ mod tests {
         let planned = plan(&calls, 2).unwrap();
         assert_eq!((planned.when, planned.others), (2, 0));
         assert_eq!(planned.paths, [".", "a"]);
+    }
+
+    #[test]
+    fn a_file_that_is_renamed_is_watched_by_the_name_that_it_had() {
+        let rename = |to: &str| Call {
+            name: "rename".into(),
+            paths: vec!["new".into(), to.into()],
+            ..call(1, "")
+        };
+        let planned = plan(&[rename("log"), rename("snap")], 1).unwrap();
+        assert_eq!((planned.paths, planned.when), (vec!["new".to_owned()], 2));
     }
 
     #[test]

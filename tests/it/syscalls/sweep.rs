@@ -109,8 +109,10 @@ fn every_system_call_that_fails_or_kills_a_node_loses_nothing_and_is_not_passed_
         results::write(&path, &report);
     }
     assert!(results.broken.is_empty(), "{}", results.broken.join("\n"));
-    // What was aimed at was hit, but for a few that another thread happened to make.
-    assert!(results.astray.len() * 20 <= jobs.len(), "{}", results.astray.join("\n"));
+    // What was aimed at was hit, but for what comes in another order or number each time. A sample is
+    // small: a few make a large part of it.
+    let few = if is_full { jobs.len() / 20 } else { jobs.len() / 4 };
+    assert!(results.astray.len() <= few, "{}", results.astray.join("\n"));
     assert!(jobs.len() >= SAMPLE || !only.is_empty(), "{} runs", jobs.len());
 }
 
