@@ -34,9 +34,19 @@ doc: ## The documentation, warnings are errors
 test: ## All tests
 	$(CARGO) test
 
+# With redis-server beside it, if that is installed.
 .PHONY: kills
-kills: ## kill -9 under load, more often (KILLS per fsync policy)
-	LALLY_TEST_KILLS=$${KILLS:-100} $(CARGO) test --test it -- --nocapture twenty_kills
+kills: ## kill -9 under load (KILLS, 500, per policy), and of nodes that join (HANDOVERS, 40), with dated results
+	LALLY_TEST_KILLS=$${KILLS:-500} LALLY_KILLS_RESULT=docs/results/kills-$$(date -u +%F).md \
+		$(CARGO) test --test it -- --nocapture twenty_kills
+	LALLY_TEST_HANDOVERS=$${HANDOVERS:-40} LALLY_HANDOVERS_RESULT=docs/results/handovers-$$(date -u +%F).md \
+		$(CARGO) test --test it -- --nocapture a_kill_while_a_node_joins
+
+# Needs root, e2fsprogs and loop devices; with redis-server beside it, if that is installed.
+.PHONY: power-cuts
+power-cuts: ## The power of an ext4 file system is cut (CUTS, 300, per policy), with a dated result
+	LALLY_TEST_CUTS=$${CUTS:-300} LALLY_CUTS_RESULT=docs/results/power-cuts-$$(date -u +%F).md \
+		$(CARGO) test --test it -- --nocapture a_power_cut_takes
 
 .PHONY: damage
 damage: ## A log of 64 KiB damaged in every byte and bit, the result below docs/results

@@ -13,6 +13,7 @@
 
 mod contracts;
 mod examples;
+mod fire;
 mod golden;
 mod in_memory;
 mod network;

@@ -1,7 +1,7 @@
-//! A log that is compacted: by command, by itself, under load and kills (see also [`kill_loop`]),
+//! A log that is compacted: by command, by itself, under load and kills (see also [`kills`]),
 //! on a disk without room, and in a cluster.
 //!
-//! [`kill_loop`]: super::kill_loop
+//! [`kills`]: super::super::fire
 
 use std::fs;
 use std::sync::atomic::{AtomicBool, Ordering};

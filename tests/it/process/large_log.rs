@@ -6,10 +6,9 @@
 //! one, and writes a dated result.
 
 use std::fmt::Write as _;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::io::{Read, Write};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc::sync_channel;
 use std::thread;
@@ -17,9 +16,11 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use super::node::{Node, Setup, free_port};
+use super::super::fire::redis::Redis;
+use super::super::fire::server::{Outcome, Policy, Server};
+use super::node::{Node, Setup};
 use super::turn::Turn;
-use super::wait::{PATIENCE, eventually};
+use super::wait::PATIENCE;
 use crate::results;
 
 /// Requests sent before the first answer is read.
@@ -162,108 +163,44 @@ fn compact_under_load(node: &Node, keys: usize, calm_writes: usize) -> Tail {
     Tail { before: p99(&calm), during: p99(&busy), slowest, took, writes: busy.len() }
 }
 
-/// A `redis-server` with an append-only file, ended when dropped.
-struct Redis {
-    child: Child,
-    addr: SocketAddr,
-    dir: tempfile::TempDir,
-}
-
-impl Redis {
-    fn start() -> Option<Self> {
-        if Command::new("redis-server").arg("--version").output().is_err() {
-            eprintln!("redis-server is not installed: nothing to compare with");
-            return None;
+/// Loads the same into `redis-server`.
+fn load_redis(redis: &Redis, keys: usize) {
+    let mut stream = redis.connect();
+    let all: Vec<usize> = (0..keys).collect();
+    for batch in all.chunks(AHEAD) {
+        let mut requests = String::new();
+        for i in batch {
+            let (key, value) = (key(*i), value(*i));
+            write!(requests, "*3\r\n$3\r\nSET\r\n$16\r\n{key}\r\n$100\r\n{value}\r\n").unwrap();
         }
-        let dir = tempfile::tempdir().unwrap();
-        let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-        let child = Self::spawn(dir.path(), addr);
-        let redis = Self { child, addr, dir };
-        redis.wait_ready();
-        Some(redis)
-    }
-
-    fn spawn(dir: &Path, addr: SocketAddr) -> Child {
-        let port = addr.port().to_string();
-        let args = ["--port", &port, "--bind", "127.0.0.1", "--appendonly", "yes", "--save", ""];
-        let mut command = Command::new("redis-server");
-        command.args(args).args(["--appendfsync", "everysec"]).current_dir(dir);
-        command.stdout(Stdio::null()).spawn().unwrap()
-    }
-
-    fn wait_ready(&self) {
-        eventually("redis-server answers", 10 * PATIENCE, || {
-            let answer = TcpStream::connect(self.addr).and_then(|mut stream| {
-                stream.write_all(b"PING\r\n")?;
-                let mut line = String::new();
-                BufReader::new(stream).read_line(&mut line)?;
-                Ok(line)
-            });
-            match answer {
-                Ok(line) if line.starts_with("+PONG") => Ok(()),
-                other => Err(format!("{other:?}")),
-            }
-        });
-    }
-
-    fn load(&self, keys: usize) {
-        let mut stream = TcpStream::connect(self.addr).unwrap();
-        let all: Vec<usize> = (0..keys).collect();
-        for batch in all.chunks(AHEAD) {
-            let mut requests = String::new();
-            for i in batch {
-                let (key, value) = (key(*i), value(*i));
-                write!(requests, "*3\r\n$3\r\nSET\r\n$16\r\n{key}\r\n$100\r\n{value}\r\n").unwrap();
-            }
-            stream.write_all(requests.as_bytes()).unwrap();
-            let mut answers = vec![0; 5 * batch.len()];
-            stream.read_exact(&mut answers).unwrap();
-            assert!(answers.chunks(5).all(|answer| answer == b"+OK\r\n"));
-        }
-    }
-
-    fn info(&self, wanted: &str) -> String {
-        let mut stream = BufReader::new(TcpStream::connect(self.addr).unwrap());
-        stream.get_mut().write_all(b"INFO persistence\r\n").unwrap();
-        let lines = stream.lines().map(Result::unwrap);
-        let found = lines.into_iter().find_map(|l| l.strip_prefix(wanted).map(str::to_owned));
-        found.unwrap()
-    }
-
-    fn rewrite(&self) {
-        let mut stream = BufReader::new(TcpStream::connect(self.addr).unwrap());
-        stream.get_mut().write_all(b"BGREWRITEAOF\r\n").unwrap();
-        stream.read_line(&mut String::new()).unwrap();
-        eventually("the file is rewritten", 10 * PATIENCE, || {
-            let state =
-                self.info("aof_rewrite_in_progress:") + &self.info("aof_rewrite_scheduled:");
-            if state == "00" { Ok(()) } else { Err(state) }
-        });
-    }
-
-    fn end(&mut self) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args(["-TERM", &pid]).status().unwrap().success());
-        self.child.wait().unwrap();
-    }
-
-    fn start_time(&mut self) -> Duration {
-        let times = (0..ROUNDS).map(|_| {
-            self.end();
-            let began = Instant::now();
-            self.child = Self::spawn(self.dir.path(), self.addr);
-            self.wait_ready();
-            began.elapsed()
-        });
-        middle(times.collect())
+        stream.write_all(requests.as_bytes()).unwrap();
+        let mut answers = vec![0; 5 * batch.len()];
+        stream.read_exact(&mut answers).unwrap();
+        assert!(answers.chunks(5).all(|answer| answer == b"+OK\r\n"));
     }
 }
 
-impl Drop for Redis {
-    fn drop(&mut self) {
-        self.child.kill().ok();
-        self.child.wait().ok();
-    }
+fn redis_start_time(redis: &mut Redis) -> Duration {
+    let times = (0..ROUNDS).map(|_| {
+        redis.stop().unwrap();
+        let began = Instant::now();
+        redis.restart().unwrap();
+        began.elapsed()
+    });
+    middle(times.collect())
+}
+
+/// The log of `redis-server` with the same keys, if it is installed.
+fn redis_log(keys: usize) -> Option<Log> {
+    Redis::version()?;
+    let dir = tempfile::tempdir().unwrap();
+    let mut redis = Redis::start(dir.path(), Policy::Everysec).unwrap();
+    load_redis(&redis, keys);
+    let mut log = Log { bytes: [0; 2], start: [Duration::ZERO; 2] };
+    (log.start[0], log.bytes[0]) = (redis_start_time(&mut redis), bytes_below(dir.path()));
+    assert_eq!(redis.session().compact(), Outcome::Acknowledged);
+    (log.start[1], log.bytes[1]) = (redis_start_time(&mut redis), bytes_below(dir.path()));
+    Some(log)
 }
 
 /// Bytes of the log and seconds to come back from it: of what was written, and when compacted.
@@ -294,14 +231,7 @@ fn a_large_log_is_compacted_beside_writes_and_comes_back() {
     if !is_full_size {
         return;
     }
-    let theirs = Redis::start().map(|mut redis| {
-        redis.load(keys);
-        let mut log = Log { bytes: [0; 2], start: [Duration::ZERO; 2] };
-        (log.start[0], log.bytes[0]) = (redis.start_time(), bytes_below(redis.dir.path()));
-        redis.rewrite();
-        (log.start[1], log.bytes[1]) = (redis.start_time(), bytes_below(redis.dir.path()));
-        log
-    });
+    let theirs = redis_log(keys);
     tails.sort_unstable_by(|a, b| a.ratio().total_cmp(&b.ratio()));
     let text = report(keys, &tails, &ours, theirs.as_ref());
     eprintln!("{text}");

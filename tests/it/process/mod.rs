@@ -9,7 +9,7 @@
 //! [`consistency`] (what reads may see), [`operators`] (forgetting members, safe stops),
 //! [`faults`] (members that die, hang, or lose their disk), [`large_join`], [`large_log`],
 //! [`forgetting`], [`compaction`], [`backup`], [`full_disk`], [`slow_disk`], [`full_memory`], [`overload`], [`content`] (bytes come
-//! back as they were), [`durable_names`] (what a power cut must not take), [`kill_loop`], [`dataset`],
+//! back as they were), [`durable_names`] (what a power cut must not take), [`dataset`],
 //! [`log_commands`], [`log_import`] and [`log_repair`] (`lally log ...`, recovering from peers),
 //! [`log_refusals`] (logs that no node starts on), and [`readme`] (what it tells people to type).
 //!
@@ -32,7 +32,6 @@ mod forgetting;
 mod full_disk;
 mod full_memory;
 mod http;
-mod kill_loop;
 mod large_join;
 mod large_log;
 mod lifecycle;
@@ -44,7 +43,7 @@ pub(super) mod node;
 mod operators;
 mod overload;
 mod readme;
-mod ring;
+pub(super) mod ring;
 mod shape;
 mod slow_disk;
 pub(super) mod turn;

@@ -1,0 +1,169 @@
+//! Nodes are killed while one of them joins, or is given the writes that it missed: what was
+//! acknowledged by the one that had it is on both of them afterwards.
+//!
+//! `LALLY_TEST_HANDOVERS` sets the number of rounds of each kind and policy, `LALLY_TEST_SEED`
+//! repeats their moments.
+
+use std::fmt::Write as _;
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::AtomicBool;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::super::process::node::{Node, Setup};
+use super::super::process::ring::{wait_equal, wait_whole};
+use super::super::process::turn::Turn;
+use super::campaign::Moments;
+use super::history::{Ending, History, Order, judge};
+use super::lally::Connection;
+use super::server::{Policy, Session};
+use crate::results::{self, from_env, say};
+
+const WRITERS: usize = 2;
+/// Keys that a joining node has to fetch beside what is being written.
+const KEYS: usize = 2_000;
+/// How long the other node is away while writes go on.
+const AWAY: Duration = Duration::from_millis(200);
+/// The latest moment of the kill, after the other node began to listen.
+const LATEST: Duration = Duration::from_millis(500);
+
+/// Why the second node needs something of the first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Need {
+    /// It comes with an empty disk.
+    Join,
+    /// It was away while writes went on.
+    Missed,
+}
+
+#[derive(Default)]
+struct Tally {
+    rounds: usize,
+    acknowledged: usize,
+    lost: usize,
+    disorder: Vec<String>,
+}
+
+#[test]
+fn a_kill_while_a_node_joins_or_is_given_what_it_missed_loses_nothing() {
+    let _alone = Turn::alone();
+    let seed: u64 = from_env("LALLY_TEST_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
+    let rounds: Option<usize> = from_env("LALLY_TEST_HANDOVERS");
+    eprintln!("LALLY_TEST_SEED={seed}");
+    let began = Instant::now();
+    let mut moments = Moments::new(seed);
+    let mut out = String::from(
+        "| the second node | policy | kills | acknowledged | lost | no prefix |\n|---|---|---|---|---|---|\n",
+    );
+    let mut broken = 0;
+    for policy in Policy::ALL {
+        let [mut joins, mut missed] = [Tally::default(), Tally::default()];
+        let mut nodes = pair(policy);
+        let mut histories: Vec<_> = (0..WRITERS).map(History::new).collect();
+        for _ in 0..rounds.unwrap_or(1) {
+            round(&mut nodes, &mut histories, Need::Join, &mut moments, &mut joins);
+            round(&mut nodes, &mut histories, Need::Missed, &mut moments, &mut missed);
+        }
+        for (need, tally) in [("joins", joins), ("is given what it missed", missed)] {
+            let Tally { rounds, acknowledged, lost, disorder } = tally;
+            let unordered = disorder.len();
+            writeln!(
+                out,
+                "| {need} | `{policy}` | {rounds} | {acknowledged} | {lost} | {unordered} |"
+            )
+            .unwrap();
+            broken += lost + unordered;
+            for why in &disorder {
+                say(why);
+            }
+        }
+    }
+    if rounds.is_some() {
+        say(&out);
+    }
+    if let Ok(path) = std::env::var("LALLY_HANDOVERS_RESULT") {
+        let report = format!(
+            "# Kills during joins and deliveries, {}\n\nRevision {}, debug build, {} cores, {} s. \
+             What is done and what is counted: \
+             [docs/durability.md](../durability.md#kills-and-power-cuts).\n\n{out}",
+            results::date(),
+            results::revision(),
+            results::cores(),
+            began.elapsed().as_secs()
+        );
+        results::write(&path, &report);
+    }
+    assert_eq!(broken, 0, "{out}");
+}
+
+/// Two nodes that hold some data.
+fn pair(policy: Policy) -> [Node; 2] {
+    let setup = || Setup::new().args(["--fsync", &policy.to_string()]);
+    let first = setup().start_ready();
+    let bodies: Vec<_> = (0..KEYS)
+        .map(|i| json!({"key": format!("before-{i}"), "value": "x".repeat(100 + i % 400)}))
+        .collect();
+    for batch in bodies.chunks(200) {
+        for reply in first.client().pipeline("/add", batch) {
+            reply.succeeded();
+        }
+    }
+    let second = setup().seed(first.grpc()).start();
+    let nodes = [first, second];
+    wait_whole(&nodes);
+    nodes
+}
+
+fn round(
+    nodes: &mut [Node; 2],
+    histories: &mut [History],
+    need: Need,
+    moments: &mut Moments,
+    tally: &mut Tally,
+) {
+    let moment = moments.within(LATEST);
+    let victim = usize::from(moments.next().is_multiple_of(2));
+    nodes[1].kill9();
+    if need == Need::Join {
+        fs::remove_dir_all(nodes[1].setup().data_dir()).unwrap();
+    }
+    let (order, over) = (Order::new(0), AtomicBool::new(false));
+    thread::scope(|scope| {
+        let (order, over) = (&order, &over);
+        let _ending = Ending(over);
+        for history in histories.iter_mut() {
+            let mut session = Connection::to(nodes[0].http());
+            scope.spawn(move || history.write(&mut session, order, over));
+        }
+        // Not waits for facts: the moments are what is random here.
+        if need == Need::Missed {
+            thread::sleep(AWAY);
+        }
+        nodes[1].restart();
+        thread::sleep(moment);
+        nodes[victim].kill9();
+    });
+    let failed = Instant::now();
+    nodes[victim].restart();
+    wait_whole(&*nodes);
+    wait_equal(&*nodes);
+    tally.rounds += 1;
+    tally.acknowledged += histories.iter().map(History::acknowledged).sum::<usize>();
+    let refusals = histories.iter().filter_map(|history| history.refusal.clone());
+    tally.disorder.extend(refusals);
+    let mut found = Vec::new();
+    for node in &*nodes {
+        let mut session = Connection::to(node.http());
+        let session: &mut dyn Session = &mut session;
+        found = histories.iter().map(|history| history.look(session)).collect();
+        let judged = judge(histories, &found, failed);
+        tally.lost += judged.lost;
+        tally.disorder.extend(judged.disorder);
+    }
+    for (history, found) in histories.iter_mut().zip(found) {
+        history.begin_with(found);
+    }
+}

@@ -1,0 +1,54 @@
+//! SIGKILL at random moments under load, twenty times and once more: no acknowledged write is lost,
+//! under any policy, also while the log is compacted.
+//!
+//! The seed of the moments is printed; `LALLY_TEST_SEED` repeats it, `LALLY_TEST_KILLS` sets the
+//! number of kills per policy.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
+
+use super::super::process::node::Setup;
+use super::super::process::turn::Turn;
+use super::campaign::{report, side_by_side};
+use super::server::Kind;
+use crate::results::{self, from_env, say};
+
+#[test]
+fn twenty_kills_under_load_lose_no_acknowledged_write() {
+    let _alone = Turn::alone();
+    let seed: u64 = from_env("LALLY_TEST_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
+    let kills = from_env("LALLY_TEST_KILLS");
+    eprintln!("LALLY_TEST_SEED={seed}");
+    let began = Instant::now();
+    let tallies = side_by_side(kills.unwrap_or(7), seed, |campaign| Some(campaign.kill()));
+    let report = report("Kills", &tallies, began.elapsed());
+    if kills.is_some() {
+        say(&report);
+    }
+    if let Ok(path) = std::env::var("LALLY_KILLS_RESULT") {
+        results::write(&path, &report);
+    }
+    for (kind, policy, tally) in &tallies {
+        let broken = tally.lost + tally.disorder.len() + tally.wrong.len();
+        assert!(*kind != Kind::Lally || broken == 0, "{policy}:\n{report}");
+        assert!(tally.acknowledged > 20, "{kind}, {policy}: the load was none\n{report}");
+    }
+    assert_eq!(tallies.iter().filter(|(kind, ..)| *kind == Kind::Lally).count(), 3);
+    if kills.is_none() {
+        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn a_killed_node_is_started_and_killed_again_before_it_is_ready() {
+    let mut node = Setup::new().start_ready();
+    for i in 0..500 {
+        node.client().add(&format!("k{i}"), "v").succeeded();
+    }
+    for _ in 0..5 {
+        node.kill9();
+        node.restart();
+    }
+    node.wait_ready();
+    assert_eq!(node.holdings().1, 500);
+}
