@@ -1,6 +1,5 @@
 //! `FileAof`: the files behind the `OpLog` port.
 
-use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
@@ -15,16 +14,17 @@ use crate::ports::{
     SnapshotSource,
 };
 
+use super::aside::aside;
 use super::backup::OpenLog;
 use super::compaction::draft_snapshot;
 use super::disk::{FsyncPolicy, SyncSchedule, free_bytes};
 use super::files::{LogFiles, Unmade, create_dir, failed};
 use super::own::{Owner, read_own};
 use super::queue::{Begun, Position, QueueLimits};
-use super::reader::End;
 use super::replay::Fanout;
 use super::rotation::{SegmentDir, Segments};
 use super::shared::Older;
+use super::tail::{clear_behind, cut_torn_tail};
 use super::writer::Writer;
 
 /// Bytes of records that may wait for the disk.
@@ -165,9 +165,7 @@ impl OpLog for FileAof {
             force().map_err(Unmade::Undone)?;
             draft.publish(&dir)
         };
-        let written = tokio::task::spawn_blocking(writing).await;
-        let outcome = written.map_err(|error| LogError::Failed(error.to_string()))?;
-        let outcome = outcome.inspect_err(|unmade| match unmade {
+        let outcome = aside(writing).await?.inspect_err(|unmade| match unmade {
             Unmade::Undone(_) => {}
             // The next compaction would remove what this one may have to be replaced by.
             Unmade::Unforced(error) => writer.fail(error),
@@ -237,6 +235,7 @@ fn read_and_mend(
         Some((replayed, end)) => {
             let (good_bytes, next_sequence) = (end.good_bytes, end.next_sequence);
             cut_torn_tail(&end)?;
+            clear_behind(&end.path, good_bytes)?;
             let position = Position { good_bytes, next_sequence };
             older.bytes = replayed.bytes.saturating_sub(good_bytes);
             (replayed, SegmentDir::open(&end.path, &end.header, position)?)
@@ -245,20 +244,6 @@ fn read_and_mend(
     // Of a compaction that a crash interrupted. Now that everything else was read.
     files.remove_leftovers();
     Ok(Mended { replayed, begun, older })
-}
-
-pub(super) fn cut_torn_tail(end: &End) -> Result<(), LogError> {
-    if end.torn_bytes == 0 {
-        return Ok(());
-    }
-    tracing::warn!(file = %end.path.display(), offset = end.good_bytes, bytes = end.torn_bytes,
-        "torn tail of the log cut: the rest of a write that was interrupted");
-    let cut = || {
-        let file = OpenOptions::new().write(true).open(&end.path)?;
-        file.set_len(end.good_bytes)?;
-        file.sync_all()
-    };
-    cut().map_err(|error| failed(&end.path, &error))
 }
 
 fn join(thread: &Mutex<Option<JoinHandle<()>>>) {

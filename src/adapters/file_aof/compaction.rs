@@ -17,6 +17,7 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::ports::{LogError, LogRecord, SnapshotEntries};
 
@@ -29,6 +30,10 @@ use super::rotation::{SegmentDir, Switched};
 /// something to do, and a sync of the log never has to wait for a whole snapshot.
 const CHUNK_BYTES: usize = 1 << 20;
 const FORCED_BYTES: u64 = 8 << 20;
+
+/// After each of those it rests as long as it worked, at most so long: who writes meanwhile shall
+/// hardly notice, and nobody waits for a snapshot.
+const LONGEST_REST: Duration = Duration::from_millis(100);
 
 /// What compaction did to the files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -59,6 +64,7 @@ pub(super) fn draft_snapshot(
         records: 0,
         bytes: 0,
         unforced: 0,
+        rested: Instant::now(),
         is_published: false,
     };
     draft.fill(marks, entries, stop)?;
@@ -86,6 +92,8 @@ pub(super) struct Draft {
     records: u64,
     bytes: u64,
     unforced: u64,
+    /// The end of the last rest.
+    rested: Instant,
     is_published: bool,
 }
 
@@ -126,7 +134,13 @@ impl Draft {
     fn add(&mut self, record: &LogRecord) -> Result<(), LogError> {
         self.records += 1;
         encode(record, self.records, self.salt, &mut self.buffer);
-        if self.buffer.len() >= CHUNK_BYTES { self.write() } else { Ok(()) }
+        if self.buffer.len() < CHUNK_BYTES {
+            return Ok(());
+        }
+        self.write()?;
+        std::thread::sleep(self.rested.elapsed().min(LONGEST_REST));
+        self.rested = Instant::now();
+        Ok(())
     }
 
     fn write(&mut self) -> Result<(), LogError> {

@@ -12,13 +12,14 @@ use std::path::PathBuf;
 use crate::domain::Timestamp;
 use crate::ports::{LogError, LogRecord};
 
-use super::aof::{AofOptions, cut_torn_tail};
+use super::aof::AofOptions;
 use super::files::{FileKind, LogFiles, begin_draft, create_dir, failed, file_name, publish};
 use super::format::encode;
 use super::marks::Marks;
 use super::own::read_own;
 use super::reader::End;
 use super::rotation::Switched;
+use super::tail::cut_torn_tail;
 
 /// An import under way; dropped before its end, it has not happened.
 #[derive(Debug)]

@@ -6,7 +6,8 @@
 //! * `writer` takes appends, `queue` is what waits, `shared` writes it (group commit, sync policies,
 //!   failing disks); `reserve` keeps space for removals on a full disk, `sync_meter` counts syncs.
 //! * `rotation` goes on to the next segment, `compaction` writes a snapshot for those before;
-//!   `marks` are what it keeps beside the entries.
+//!   `marks` are what it keeps beside the entries, `aside` is where that work is done.
+//! * `tail` makes the end of a log ready for more.
 //! * `own` holds that a log is this node's.
 //! * `backup` gives out what the log says at one moment, `backup_dir` takes that into a directory, and
 //!   `install` copies a log, such as that one, into place.
@@ -18,6 +19,7 @@
 //! `docs/log-format.md` describes the bytes for other programs.
 
 mod aof;
+mod aside;
 mod backup;
 mod backup_dir;
 mod check;
@@ -40,6 +42,7 @@ mod scan;
 mod shared;
 mod source;
 mod sync_meter;
+mod tail;
 mod walk;
 mod writer;
 

@@ -70,6 +70,16 @@ impl Disk {
         attach(&self.image, &self.root).unwrap();
     }
 
+    /// Gives a file on it, which nobody has open, another length than it had, without touching its
+    /// data: the length that a power cut may leave.
+    pub fn set_length(&self, file: &Path, bytes: u64) {
+        let name = Path::new("/").join(file.strip_prefix(&self.root).unwrap());
+        eventually("the disk is unmounted", PATIENCE, || self.detach());
+        let request = format!("set_inode_field {} size {bytes}", name.display());
+        run("debugfs", &["-w", "-R", &request, &self.image.display().to_string()]).unwrap();
+        attach(&self.image, &self.root).unwrap();
+    }
+
     fn detach(&self) -> Result<(), String> {
         run("umount", &[&self.root.display().to_string()])
     }

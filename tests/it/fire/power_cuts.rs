@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 
 use super::super::process::turn::Turn;
 use super::campaign::{report, side_by_side};
-use super::server::{Kind, Policy};
+use super::disk::Disk;
+use super::lally::Lally;
+use super::server::{Kind, Outcome, Policy, Server};
 use crate::results::{self, from_env, say};
 
 /// How far back `everysec` may fall.
@@ -40,4 +42,35 @@ fn a_power_cut_takes_no_more_than_the_policy_says() {
         assert!(may_lose && broken == 0, "{policy}:\n{report}");
         assert!(tally.acknowledged > 20, "{policy}: the load was none\n{report}");
     }
+}
+
+/// Lengths and data go to the device at different times. A power cut left a log shorter than what is
+/// in its last block, and the next one leaves it longer, before what was written since is there.
+#[test]
+fn what_a_power_cut_took_is_not_back_after_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let Some(disk) = Disk::mount(dir.path()) else { return };
+    let data = disk.root.join("data");
+    let mut server = Lally::start(&data, Policy::Always).unwrap();
+    let segment = data.join("log/0000000000000001.log");
+    let length = || segment.metadata().unwrap().len();
+    let put = |server: &Lally, key: &str| {
+        assert_eq!(server.session().put(key, Some("v")), Outcome::Acknowledged);
+        length()
+    };
+    let shorter = put(&server, "kept");
+    let longer = put(&server, "lost");
+    server.kill();
+    disk.set_length(&segment, shorter);
+    let holds = |server: &mut Lally| {
+        server.restart().unwrap();
+        let mut session = server.session();
+        let held = ["kept", "lost"].map(|key| session.get(key).is_some());
+        server.kill();
+        held
+    };
+    assert_eq!(holds(&mut server), [true, false]);
+    assert_eq!(length(), shorter);
+    disk.set_length(&segment, longer);
+    assert_eq!(holds(&mut server), [true, false], "what was lost is back");
 }

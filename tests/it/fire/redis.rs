@@ -166,6 +166,20 @@ impl Connection {
         }
     }
 
+    /// Waits until the file is not being rewritten; what came of it if that does not end well.
+    fn not_rewritten(&mut self) -> Option<Outcome> {
+        let done = look_until(10 * PATIENCE, || match self.is_rewriting() {
+            Ok(true) => Err("it is being rewritten"),
+            Ok(false) => Ok(true),
+            Err(_) => Ok(false),
+        });
+        match done {
+            Ok(true) => None,
+            Ok(false) => Some(Outcome::Silence),
+            Err(why) => Some(Outcome::Refused(why.to_owned())),
+        }
+    }
+
     /// Whether the file is being rewritten, or soon will be.
     fn is_rewriting(&mut self) -> io::Result<bool> {
         let info = match self.command(&["INFO", "persistence"])? {
@@ -209,23 +223,16 @@ impl Session for Connection {
     }
 
     fn compact(&mut self) -> Outcome {
-        let outcome = self.outcome(&["BGREWRITEAOF"]);
-        if outcome != Outcome::Acknowledged {
+        // It may be rewriting by itself.
+        if let Some(outcome) = self.not_rewritten() {
             return outcome;
         }
-        let done = look_until(10 * PATIENCE, || match self.is_rewriting() {
-            Ok(true) => Err("it is being rewritten"),
-            Ok(false) => Ok(true),
-            Err(_) => Ok(false),
-        });
-        match done {
-            Ok(true) => Outcome::Acknowledged,
-            Ok(false) => Outcome::Silence,
-            Err(why) => Outcome::Refused(why.to_owned()),
+        match self.outcome(&["BGREWRITEAOF"]) {
+            Outcome::Acknowledged => self.not_rewritten().unwrap_or(Outcome::Acknowledged),
+            outcome => outcome,
         }
     }
 }
-
 #[test]
 fn answers_are_read() {
     let mut wire: &[u8] = b"+OK\r\n$3\r\na\r\n\r\n$-1\r\n-ERR no\r\n:1\r\n$9\r\nha";

@@ -68,9 +68,11 @@ pub fn judge(run: &Run, hit: Option<&Call>, injury: Option<Injury>) -> Result<Cl
 fn class(run: &Run, hit: Option<&Call>, injury: Option<Injury>) -> Result<Class, String> {
     let told = &run.told;
     let refused = told.full + told.in_doubt + told.not_compacted;
-    let data = run.data.display().to_string();
     // Whoever looks for the file must find it by what the node says.
-    let names_it = |line: &&str| line.contains(&data);
+    let is_parent = hit.is_some_and(|call| call.paths == [".."]);
+    let place = if is_parent { run.data.parent().unwrap() } else { &run.data };
+    let place = place.display().to_string();
+    let names_it = |line: &&str| line.contains(&place);
     let lines = || run.end.stderr.lines();
     match (run.end.code, hit) {
         (None, Some(_)) if injury == Some(Injury::Kill) => Ok(Class::Killed),
@@ -112,7 +114,8 @@ fn may(class: Class, call: &Call, injury: Injury, listened: bool) -> bool {
     let paths = &call.paths;
     let about = |ending: &str| paths.iter().any(|path| path.ends_with(ending));
     let is_sync = matches!(call.name.as_str(), "fsync" | "fdatasync");
-    let is_write = call.name.contains("write");
+    // With pwrite64 nothing is appended: what is behind the end is overwritten.
+    let is_write = matches!(call.name.as_str(), "write" | "writev");
     let is_segment = about(".log") && !about(".new");
     match (injury, class) {
         // Those that are interrupted are made again.

@@ -12,8 +12,9 @@ use super::super::process::client::{Client, JSON, Reply};
 use super::super::process::node::Node;
 use super::super::process::wait::{PATIENCE, is, look_until};
 
-/// How often a compaction is tried before it is said not to work any more.
-const COMPACTIONS: usize = 3;
+/// How often a compaction is tried before it is said not to work any more: an injury hits a call of
+/// each of a few threads.
+const COMPACTIONS: usize = 5;
 
 /// What a key may hold: `None` is absent.
 pub type State = Option<String>;

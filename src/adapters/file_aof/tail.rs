@@ -1,0 +1,94 @@
+//! The end of the last segment, before anything is appended to it.
+//!
+//! What an interrupted write left is cut. And behind the end of the file there may be more than
+//! meets the eye: after a power cut a block can hold records that the length of the file does not
+//! reach, since lengths and data go to the device at different times. They were lost; but they
+//! continue the log without a flaw, and when the file has grown over them and the power is cut before
+//! what replaced them is on the device, they would be back. So they are overwritten.
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
+use crate::ports::LogError;
+
+use super::disk::is_full;
+use super::files::failed;
+use super::reader::End;
+
+/// Up to a multiple of this is overwritten: of blocks behind that, file systems do not give back what
+/// the file did not reach once it was cut.
+const BLOCK_BYTES: u64 = 4_096;
+
+/// Cuts what is left of an interrupted write, durably.
+pub(super) fn cut_torn_tail(end: &End) -> Result<(), LogError> {
+    if end.torn_bytes == 0 {
+        return Ok(());
+    }
+    tracing::warn!(file = %end.path.display(), offset = end.good_bytes, bytes = end.torn_bytes,
+        "torn tail of the log cut: the rest of a write that was interrupted");
+    let cut = || {
+        let file = OpenOptions::new().write(true).open(&end.path)?;
+        file.set_len(end.good_bytes)?;
+        file.sync_all()
+    };
+    cut().map_err(|error| failed(&end.path, &error))
+}
+
+/// Sees to it that nothing is behind the end of this file, durably. A crash in the middle of this
+/// leaves zeros there, which are a torn tail.
+pub(super) fn clear_behind(path: &Path, end: u64) -> Result<(), LogError> {
+    let clear = || {
+        let file = OpenOptions::new().write(true).open(path)?;
+        // Gives back whole blocks that are allocated behind the end.
+        file.set_len(end)?;
+        let cleared = overwrite(&file, end);
+        file.set_len(end)?;
+        match cleared {
+            // The rest of the block is there already, as a rule.
+            Err(error) if is_full(&error) => {
+                tracing::warn!(file = %path.display(), "disk full: what may be behind the end of \
+                    the log is not overwritten");
+            }
+            cleared => cleared?,
+        }
+        file.sync_all()
+    };
+    clear().map_err(|error| failed(path, &error))
+}
+
+/// Overwrites the rest of the block with zeros, durably.
+fn overwrite(file: &File, from: u64) -> io::Result<()> {
+    let rest = from.next_multiple_of(BLOCK_BYTES) - from;
+    let zeros: Vec<u8> =
+        std::iter::repeat_n(0, usize::try_from(rest).unwrap_or_default()).collect();
+    file.write_all_at(&zeros, from)?;
+    file.sync_data()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn what_is_before_the_end_stays_and_nothing_is_behind_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("1.log");
+        for bytes in [b"".as_slice(), b"kept", &[7; 4_096], &[7; 5_000]] {
+            for behind in [b"".as_slice(), b"torn", &[9; 9_000]] {
+                fs::write(&path, [bytes, behind].concat()).unwrap();
+                clear_behind(&path, bytes.len() as u64).unwrap();
+                assert_eq!(fs::read(&path).unwrap(), bytes);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_gone_is_an_error_that_names_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let said = clear_behind(&dir.path().join("1.log"), 0).unwrap_err().to_string();
+        assert!(said.contains("1.log"), "{said}");
+    }
+}
