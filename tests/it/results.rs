@@ -34,6 +34,11 @@ pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(0, usize::from)
 }
 
+/// How it was built.
+pub const fn build() -> &'static str {
+    if cfg!(debug_assertions) { "debug build" } else { "optimized build" }
+}
+
 /// The last commit that changed the product, which stays the same when results are committed.
 pub fn revision() -> String {
     let git = |args: &[&str]| {

@@ -110,12 +110,13 @@ async fn a_log_of_64_kib_damaged_in_any_way_gives_no_wrong_value() {
         let (bytes, records) = (sample.bytes.len(), sample.records.len());
         let text = format!(
             "# Damage, {}\n\n\
-             Revision {}, `make damage`, debug build: a log of {bytes} bytes with {records} records, damaged \
+             Revision {}, `make damage`, {}: a log of {bytes} bytes with {records} records, damaged \
              in every place. Each damaged log is read as a start reads it; *refused* by file and offset, \
              *cut* as a torn tail, or *intact* where the damage changed nothing. What was read is held \
              against what was written: a value that was not written there ends the run.\n\n{HEAD}{report}",
             results::date(),
-            results::revision()
+            results::revision(),
+            results::build()
         );
         results::write(&path, &text);
     }

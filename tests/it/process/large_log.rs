@@ -14,6 +14,8 @@ use std::sync::mpsc::sync_channel;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
 use super::super::fire::redis::Redis;
@@ -44,9 +46,10 @@ fn key(i: usize) -> String {
     format!("key-{i:012}")
 }
 
-/// A hundred bytes.
+/// A hundred letters in no order: a file that is smaller is not so because they can be compressed.
 fn value(i: usize) -> String {
-    format!("{i:020}").repeat(5)
+    let mut random = StdRng::seed_from_u64(i as u64);
+    (0..100).map(|_| char::from(random.random_range(b'a'..=b'z'))).collect()
 }
 
 fn load(node: &Node, keys: usize) {
@@ -250,13 +253,16 @@ impl Tail {
 
 fn report(keys: usize, tails: &[Tail], ours: &Log, theirs: Option<&Log>) -> String {
     let mut text = format!(
-        "# A log of {keys} keys, {}\n\nRevision {}, `make large-log`. Keys of 16 bytes, values of 100.\n\n\
+        "# A log of {keys} keys, {}\n\nRevision {}, `make large-log`, {}, {} cores. \
+         Keys of 16 bytes, values of 100 random letters.\n\n\
          ## Writes while it is compacted\n\n{WRITERS} connections that write one value after the \
          other, on the cores that the node has.\n\n\
          | compaction | writes meanwhile | p99 before | p99 meanwhile | ratio | slowest |\n\
          |---|---|---|---|---|---|\n",
         results::date(),
-        results::revision()
+        results::revision(),
+        results::build(),
+        results::cores()
     );
     let ms = |time: Duration| format!("{:.2} ms", time.as_secs_f64() * 1e3);
     for tail in tails {
