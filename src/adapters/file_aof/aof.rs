@@ -78,8 +78,8 @@ pub struct FileAof {
     /// Set by the replay.
     writer: OnceLock<Writer>,
     thread: Arc<Mutex<Option<JoinHandle<()>>>>,
-    /// Held by the compaction that runs.
-    compacting: tokio::sync::Mutex<()>,
+    /// Held by the compaction that runs, until its thread is done.
+    compacting: Arc<tokio::sync::Mutex<()>>,
     /// Whether one is to stop.
     closing: Arc<AtomicBool>,
 }
@@ -91,8 +91,7 @@ impl FileAof {
     /// [`LogError::Failed`] when the directory cannot be created.
     pub fn open(options: AofOptions) -> Result<Self, LogError> {
         create_dir(&options.dir)?;
-        let (writer, thread, compacting) =
-            (OnceLock::new(), Arc::default(), tokio::sync::Mutex::default());
+        let (writer, thread, compacting) = (OnceLock::new(), Arc::default(), Arc::default());
         Ok(Self { options, writer, thread, compacting, closing: Arc::default() })
     }
 
@@ -152,24 +151,33 @@ impl OpLog for FileAof {
         let Some(writer) = self.writer.get() else {
             return Err(LogError::Failed("compaction before replay".into()));
         };
-        let Ok(_alone) = self.compacting.try_lock() else { return Err(LogError::Overloaded) };
+        let Ok(alone) = Arc::clone(&self.compacting).try_lock_owned() else {
+            return Err(LogError::Overloaded);
+        };
         let before = writer.stats().bytes;
         let at = writer.rotate().await?;
         let mut entries = source.settle().await?;
         let (dir, marks, stop) =
             (self.options.segments(), writer.marks(), Arc::clone(&self.closing));
-        let force = writer.force();
+        let (force, fail) = (writer.force(), writer.end_with());
+        // Whoever asked may go away meanwhile: all that must come of it is in here.
         let writing = move || {
-            let draft = draft_snapshot(&dir, at, marks, entries.as_mut(), &stop);
-            let draft = draft.map_err(Unmade::Undone)?;
-            force().map_err(Unmade::Undone)?;
-            draft.publish(&dir)
+            let _alone = alone;
+            let draft = draft_snapshot(&dir, at, marks, entries.as_mut(), &stop)?;
+            force()?;
+            if stop.load(Ordering::Relaxed) {
+                return Err(LogError::Closed);
+            }
+            draft.publish(&dir).map_err(|unmade| match unmade {
+                Unmade::Undone(error) => error,
+                // The next compaction would remove what this one may have to be replaced by.
+                Unmade::Unforced(error) => {
+                    fail(&error);
+                    error
+                }
+            })
         };
-        let outcome = aside(writing).await?.inspect_err(|unmade| match unmade {
-            Unmade::Undone(_) => {}
-            // The next compaction would remove what this one may have to be replaced by.
-            Unmade::Unforced(error) => writer.fail(error),
-        })?;
+        let outcome = aside(writing).await??;
         writer.note_files(outcome.snapshot_bytes, outcome.removed_bytes);
         let (records, after) = (outcome.records, writer.stats().bytes);
         Ok(Compacted { records, bytes_before: before, bytes_after: after })
@@ -193,6 +201,8 @@ impl OpLog for FileAof {
         let thread = Arc::clone(&self.thread);
         let joined = tokio::task::spawn_blocking(move || join(&thread)).await;
         joined.map_err(|error| LogError::Failed(error.to_string()))?;
+        // A compaction that runs gives up now. Until it has, the files are not left alone.
+        drop(self.compacting.lock().await);
         writer.failure().map_or(Ok(()), Err)
     }
 }

@@ -4,11 +4,11 @@ use tokio::sync::oneshot;
 
 use crate::ports::LogError;
 
-/// How far the work steps back when there are fewer cores than threads that want one: `nice(1)` of the
-/// lowest rank, which Linux counts for each thread.
-const NICENESS: i32 = 19;
+/// How far the work steps back when there are fewer cores than threads that want one, as in `nice(1)`:
+/// a tenth of what the others get. Not further, for the work takes locks that the others need.
+const NICENESS: i32 = 10;
 
-/// Does it on a thread of its own, of the lowest priority, and waits for it. Cancel safe: the work is
+/// Does it on a thread of its own, of low priority, and waits for it. Cancel safe: the work is
 /// done all the same.
 pub(super) async fn aside<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
@@ -49,7 +49,7 @@ mod tests {
     async fn it_gives_way_and_others_do_not() {
         let nice = || rustix::process::getpriority_process(None).unwrap();
         let here = nice();
-        assert_eq!(aside(nice).await, Ok(19));
+        assert_eq!(aside(nice).await, Ok(NICENESS));
         assert_eq!(nice(), here);
     }
 }

@@ -31,8 +31,8 @@ use super::rotation::{SegmentDir, Switched};
 const CHUNK_BYTES: usize = 1 << 20;
 const FORCED_BYTES: u64 = 8 << 20;
 
-/// After each of those it rests as long as it worked, at most so long: who writes meanwhile shall
-/// hardly notice, and nobody waits for a snapshot.
+/// After each chunk it rests as long as that took, at most so long: who writes meanwhile shall hardly
+/// notice, and nothing is in a hurry for a snapshot.
 const LONGEST_REST: Duration = Duration::from_millis(100);
 
 /// What compaction did to the files.

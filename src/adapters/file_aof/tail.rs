@@ -8,17 +8,16 @@
 
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 
 use crate::ports::LogError;
 
 use super::disk::is_full;
-use super::files::failed;
+use super::files::{failed, not_forced};
 use super::reader::End;
 
-/// Up to a multiple of this is overwritten: of blocks behind that, file systems do not give back what
-/// the file did not reach once it was cut.
+/// The least block of a file system.
 const BLOCK_BYTES: u64 = 4_096;
 
 /// Cuts what is left of an interrupted write, durably.
@@ -28,43 +27,40 @@ pub(super) fn cut_torn_tail(end: &End) -> Result<(), LogError> {
     }
     tracing::warn!(file = %end.path.display(), offset = end.good_bytes, bytes = end.torn_bytes,
         "torn tail of the log cut: the rest of a write that was interrupted");
-    let cut = || {
-        let file = OpenOptions::new().write(true).open(&end.path)?;
-        file.set_len(end.good_bytes)?;
-        file.sync_all()
-    };
-    cut().map_err(|error| failed(&end.path, &error))
+    let file = open_to_write(&end.path)?;
+    file.set_len(end.good_bytes).map_err(|error| failed(&end.path, &error))?;
+    file.sync_all().map_err(|error| not_forced(&end.path, &error))
 }
 
-/// Sees to it that nothing is behind the end of this file, durably. A crash in the middle of this
-/// leaves zeros there, which are a torn tail.
+/// Sees to it that nothing is behind the end of this file, durably, also not what is torn. A crash in
+/// the middle leaves zeros there, or what was there before; nothing was served by then.
 pub(super) fn clear_behind(path: &Path, end: u64) -> Result<(), LogError> {
-    let clear = || {
-        let file = OpenOptions::new().write(true).open(path)?;
-        // Gives back whole blocks that are allocated behind the end.
-        file.set_len(end)?;
-        let cleared = overwrite(&file, end);
-        file.set_len(end)?;
-        match cleared {
-            // The rest of the block is there already, as a rule.
-            Err(error) if is_full(&error) => {
-                tracing::warn!(file = %path.display(), "disk full: what may be behind the end of \
-                    the log is not overwritten");
-            }
-            cleared => cleared?,
+    let file = open_to_write(path)?;
+    let cut = || file.set_len(end).map_err(|error| failed(path, &error));
+    // Gives back whole blocks that are allocated behind the end.
+    cut()?;
+    match overwrite(&file, end) {
+        Ok(()) => file.sync_data().map_err(|error| not_forced(path, &error))?,
+        // The rest of the block is there already, as a rule.
+        Err(error) if is_full(&error) => {
+            tracing::warn!(file = %path.display(), "disk full: what may be behind the end of the \
+                log is not overwritten");
         }
-        file.sync_all()
-    };
-    clear().map_err(|error| failed(path, &error))
+        Err(error) => return Err(failed(path, &error)),
+    }
+    cut()?;
+    file.sync_all().map_err(|error| not_forced(path, &error))
 }
 
-/// Overwrites the rest of the block with zeros, durably.
+fn open_to_write(path: &Path) -> Result<File, LogError> {
+    OpenOptions::new().write(true).open(path).map_err(|error| failed(path, &error))
+}
+
+/// Overwrites the rest of the block with zeros.
 fn overwrite(file: &File, from: u64) -> io::Result<()> {
-    let rest = from.next_multiple_of(BLOCK_BYTES) - from;
-    let zeros: Vec<u8> =
-        std::iter::repeat_n(0, usize::try_from(rest).unwrap_or_default()).collect();
-    file.write_all_at(&zeros, from)?;
-    file.sync_data()
+    let block = file.metadata()?.blksize().max(BLOCK_BYTES);
+    let rest = usize::try_from(from.next_multiple_of(block) - from).unwrap_or_default();
+    file.write_all_at(&vec![0; rest], from)
 }
 
 #[cfg(test)]

@@ -103,9 +103,10 @@ impl Writer {
         Ok(told)
     }
 
-    /// Ends the log: its files cannot be trusted any more.
-    pub(super) fn fail(&self, error: &LogError) {
-        self.shared.fail(error);
+    /// Ends the log when it is called: its files cannot be trusted any more.
+    pub(super) fn end_with(&self) -> impl Fn(&LogError) + Send + use<> {
+        let shared = Arc::clone(&self.shared);
+        move |error| shared.fail(error)
     }
 
     /// Forces what is written to the device, each time it is called. May block; a failure ends the log.

@@ -3,13 +3,16 @@
 
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use lally::adapters::file_aof::{FileAof, install_log};
 use lally::domain::KeyedEntry;
 use lally::ports::{LogError, LogRecord, OpLog, SnapshotEntries, SnapshotSource};
 use tempfile::TempDir;
+use tokio::sync::oneshot;
+use tokio::time::timeout;
 
 use super::logs_on_disk::{Held, entry, open, options, write};
 
@@ -202,6 +205,49 @@ async fn a_compacted_log_or_its_snapshot_alone_can_be_installed_elsewhere() {
         assert_eq!(replayed.records, expected.len() as u64);
         assert_eq!(open(dir.path()).await.unwrap().1, expected);
     }
+}
+
+/// Says when it is asked, and answers when it may.
+struct Gated {
+    asked: Option<oneshot::Sender<()>>,
+    may_answer: Option<mpsc::Receiver<()>>,
+}
+
+#[async_trait]
+impl SnapshotSource for Gated {
+    async fn settle(&mut self) -> Result<Box<dyn SnapshotEntries>, LogError> {
+        Ok(Box::new(Self { asked: self.asked.take(), may_answer: self.may_answer.take() }))
+    }
+}
+
+impl SnapshotEntries for Gated {
+    fn next(&mut self) -> Option<Vec<KeyedEntry>> {
+        self.asked.take().unwrap().send(()).unwrap();
+        self.may_answer.take().unwrap().recv().unwrap();
+        None
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_is_closed_waits_for_a_compaction_that_nobody_else_waits_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Arc::new(open(dir.path()).await.unwrap().0);
+    log.append(&[write(1, 1)]).await.unwrap();
+    let (asked, is_asked) = oneshot::channel();
+    let (answer, may_answer) = mpsc::sync_channel(1);
+    let source = Gated { asked: Some(asked), may_answer: Some(may_answer) };
+    tokio::select! {
+        _ = log.compact(Box::new(source)) => panic!("it has no entries yet"),
+        asked = is_asked => asked.unwrap(),
+    }
+    let nothing = Forced { log: Arc::clone(&log), held: None, when_taken: Arc::default() };
+    let again = log.compact(Box::new(nothing)).await;
+    assert_eq!(again, Err(LogError::Overloaded), "two compactions at once");
+    let mut closing = Box::pin(log.close());
+    assert!(timeout(Duration::from_millis(50), &mut closing).await.is_err());
+    answer.send(()).unwrap();
+    closing.await.unwrap();
+    assert_eq!(names(dir.path()), [FIRST, SECOND]);
 }
 
 /// Holds these, and copies the directory when it is asked.

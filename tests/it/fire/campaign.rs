@@ -168,20 +168,19 @@ fn fail_under_load(
         let failed = match (failure, switch) {
             (Failure::Kill, _) | (_, None) => {
                 server.kill();
-                // Whatever was acknowledged, was before.
-                Instant::now()
+                None
             }
             (Failure::Cut(how), Some(switch)) => {
                 let failed = Instant::now();
                 switch.cut(how);
                 server.kill();
-                failed
+                Some(failed)
             }
             (Failure::StopAndCut, Some(switch)) => {
                 tally.wrong.extend(server.stop().err());
                 let failed = Instant::now();
                 switch.cut(Cut::Hard);
-                failed
+                Some(failed)
             }
         };
         drop(ending);
@@ -193,7 +192,8 @@ fn fail_under_load(
         let refusals = histories.iter().filter_map(|history| history.refusal.clone());
         tally.wrong.extend(refusals.chain(refusal));
     }
-    failed
+    // Whatever a server that is killed has sent, it has acknowledged.
+    failed.unwrap_or_else(Instant::now)
 }
 
 /// Has the log compacted again and again; what was refused.
@@ -238,12 +238,13 @@ pub fn side_by_side(
 pub fn report(title: &str, tallies: &[(Kind, Policy, Tally)], took: Duration) -> String {
     let redis = Redis::version().map(|version| format!(", redis-server {version}"));
     let mut out = format!(
-        "# {title}, {}\n\nRevision {}, debug build{}, {} cores, {} s. What is done and what is \
+        "# {title}, {}\n\nRevision {}, {}{}, {} cores, {} s. What is done and what is \
          counted: [docs/durability.md](../durability.md#kills-and-power-cuts).\n\n\
          | server | policy | failures | compactions | acknowledged | lost | oldest lost | \
          after a stop | no prefix | wrong |\n|---|---|---|---|---|---|---|---|---|---|\n",
         results::date(),
         results::revision(),
+        results::build(),
         redis.unwrap_or_default(),
         results::cores(),
         took.as_secs(),

@@ -92,8 +92,8 @@ pub struct Switch {
 }
 
 impl Switch {
-    /// Nothing reaches the disk any more when this returns. What a server is told meanwhile, some
-    /// microseconds, is nothing to go by: ext4 was seen to say that it has forced what is gone.
+    /// Nothing reaches the disk any more when this returns. What a server is told meanwhile is nothing
+    /// to go by: ext4 was seen to say that it has forced what is gone.
     pub fn cut(mut self, how: Cut) {
         let flag = if how == Cut::Hard { b"2\n" } else { b"1\n" };
         self.child.stdin.take().unwrap().write_all(flag).unwrap();

@@ -42,6 +42,8 @@ enum Need {
 #[derive(Default)]
 struct Tally {
     rounds: usize,
+    /// Kills before the second node was ready.
+    in_time: usize,
     acknowledged: usize,
     lost: usize,
     disorder: Vec<String>,
@@ -56,9 +58,10 @@ fn a_kill_while_a_node_joins_or_is_given_what_it_missed_loses_nothing() {
     let began = Instant::now();
     let mut moments = Moments::new(seed);
     let mut out = String::from(
-        "| the second node | policy | kills | acknowledged | lost | no prefix |\n|---|---|---|---|---|---|\n",
+        "| the second node | policy | kills | before it was ready | acknowledged | lost | no prefix |\n\
+         |---|---|---|---|---|---|---|\n",
     );
-    let mut broken = 0;
+    let (mut broken, mut all_in_time) = (0, 0);
     for policy in Policy::ALL {
         let [mut joins, mut missed] = [Tally::default(), Tally::default()];
         let mut nodes = pair(policy);
@@ -68,14 +71,15 @@ fn a_kill_while_a_node_joins_or_is_given_what_it_missed_loses_nothing() {
             round(&mut nodes, &mut histories, Need::Missed, &mut moments, &mut missed);
         }
         for (need, tally) in [("joins", joins), ("is given what it missed", missed)] {
-            let Tally { rounds, acknowledged, lost, disorder } = tally;
+            let Tally { rounds, in_time, acknowledged, lost, disorder } = tally;
             let unordered = disorder.len();
             writeln!(
                 out,
-                "| {need} | `{policy}` | {rounds} | {acknowledged} | {lost} | {unordered} |"
+                "| {need} | `{policy}` | {rounds} | {in_time} | {acknowledged} | {lost} | {unordered} |"
             )
             .unwrap();
             broken += lost + unordered;
+            all_in_time += in_time;
             for why in &disorder {
                 say(why);
             }
@@ -86,17 +90,19 @@ fn a_kill_while_a_node_joins_or_is_given_what_it_missed_loses_nothing() {
     }
     if let Ok(path) = std::env::var("LALLY_HANDOVERS_RESULT") {
         let report = format!(
-            "# Kills during joins and deliveries, {}\n\nRevision {}, debug build, {} cores, {} s. \
+            "# Kills during joins and deliveries, {}\n\nRevision {}, {}, {} cores, {} s. \
              What is done and what is counted: \
              [docs/durability.md](../durability.md#kills-and-power-cuts).\n\n{out}",
             results::date(),
             results::revision(),
+            results::build(),
             results::cores(),
             began.elapsed().as_secs()
         );
         results::write(&path, &report);
     }
     assert_eq!(broken, 0, "{out}");
+    assert!(all_in_time > 0 || rounds.is_none(), "every kill came too late\n{out}");
 }
 
 /// Two nodes that hold some data.
@@ -144,6 +150,7 @@ fn round(
         }
         nodes[1].restart();
         thread::sleep(moment);
+        tally.in_time += usize::from(nodes[1].readiness().is_err());
         nodes[victim].kill9();
     });
     let failed = Instant::now();
@@ -162,6 +169,11 @@ fn round(
         let judged = judge(histories, &found, failed);
         tally.lost += judged.lost;
         tally.disorder.extend(judged.disorder);
+        let values = found.iter().flatten().flatten().count();
+        let (keys, expected) = (node.holdings().1, (KEYS + values) as u64);
+        if keys != expected {
+            tally.disorder.push(format!("{keys} keys instead of {expected}"));
+        }
     }
     for (history, found) in histories.iter_mut().zip(found) {
         history.begin_with(found);

@@ -5,7 +5,7 @@
 //! number of kills per policy.
 
 use std::hash::{BuildHasher, RandomState};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::super::process::node::Setup;
 use super::super::process::turn::Turn;
@@ -28,14 +28,12 @@ fn twenty_kills_under_load_lose_no_acknowledged_write() {
     if let Ok(path) = std::env::var("LALLY_KILLS_RESULT") {
         results::write(&path, &report);
     }
-    for (kind, policy, tally) in &tallies {
+    let of_lally: Vec<_> = tallies.iter().filter(|(kind, ..)| *kind == Kind::Lally).collect();
+    assert_eq!(of_lally.len(), 3);
+    for (_, policy, tally) in of_lally {
         let broken = tally.lost + tally.disorder.len() + tally.wrong.len();
-        assert!(*kind != Kind::Lally || broken == 0, "{policy}:\n{report}");
-        assert!(tally.acknowledged > 20, "{kind}, {policy}: the load was none\n{report}");
-    }
-    assert_eq!(tallies.iter().filter(|(kind, ..)| *kind == Kind::Lally).count(), 3);
-    if kills.is_none() {
-        assert!(began.elapsed() < Duration::from_secs(60), "{:?}", began.elapsed());
+        assert_eq!(broken, 0, "{policy}:\n{report}");
+        assert!(tally.acknowledged > 20, "{policy}: the load was none\n{report}");
     }
 }
 

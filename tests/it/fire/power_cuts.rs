@@ -31,6 +31,8 @@ fn a_power_cut_takes_no_more_than_the_policy_says() {
     if let Ok(path) = std::env::var("LALLY_CUTS_RESULT") {
         results::write(&path, &report);
     }
+    let of_lally = tallies.iter().filter(|(kind, ..)| *kind == Kind::Lally).count();
+    assert!(of_lally == 3 || cuts.is_none(), "no power was cut");
     for (_, policy, tally) in tallies.iter().filter(|(kind, ..)| *kind == Kind::Lally) {
         let may_lose = match policy {
             Policy::Always => tally.lost == 0,

@@ -72,7 +72,11 @@ fn class(run: &Run, hit: Option<&Call>, injury: Option<Injury>) -> Result<Class,
     let is_parent = hit.is_some_and(|call| call.paths == [".."]);
     let place = if is_parent { run.data.parent().unwrap() } else { &run.data };
     let place = place.display().to_string();
-    let names_it = |line: &&str| line.contains(&place);
+    let names_it = |line: &&str| {
+        let mut named = line.match_indices(&place).map(|(at, _)| &line[at + place.len()..]);
+        // What is below the parent is not the parent.
+        named.any(|rest| !is_parent || !rest.starts_with('/'))
+    };
     let lines = || run.end.stderr.lines();
     match (run.end.code, hit) {
         (None, Some(_)) if injury == Some(Injury::Kill) => Ok(Class::Killed),
