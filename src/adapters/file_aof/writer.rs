@@ -134,9 +134,10 @@ impl Writer {
 
     /// Files before the one that is written came or went.
     pub(super) fn note_files(&self, added_bytes: u64, removed_bytes: u64) {
+        // Not less than nothing: one that could not be counted or removed before is counted now.
+        let change = |bytes: u64| Some((bytes + added_bytes).saturating_sub(removed_bytes));
         let older_bytes = &self.shared.older_bytes;
-        older_bytes.fetch_add(added_bytes, Ordering::Relaxed);
-        older_bytes.fetch_sub(removed_bytes, Ordering::Relaxed);
+        older_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).ok();
     }
 
     /// Takes no more; the thread writes and forces what there is, and ends.

@@ -207,6 +207,19 @@ async fn a_compacted_log_or_its_snapshot_alone_can_be_installed_elsewhere() {
     }
 }
 
+// What an earlier compaction could not remove, for instance.
+#[tokio::test]
+async fn a_file_that_goes_and_never_counted_leaves_a_length_that_is_none_the_less_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Arc::new(open(dir.path()).await.unwrap().0);
+    log.append(&[write(1, 1)]).await.unwrap();
+    fs::write(dir.path().join("0000000000000000.log"), [0; 5_000]).unwrap();
+    let nothing = Forced { log: Arc::clone(&log), held: None, when_taken: Arc::default() };
+    let compacted = log.compact(Box::new(nothing)).await.unwrap();
+    assert_eq!(names(dir.path()), [SECOND, SNAPSHOT]);
+    assert!(compacted.bytes_after < 1_000, "{compacted:?}");
+}
+
 /// Says when it is asked, and answers when it may.
 struct Gated {
     asked: Option<oneshot::Sender<()>>,

@@ -109,6 +109,7 @@ impl Server for Redis {
 
     fn restart(&mut self) -> Result<(), String> {
         self.log = NamedTempFile::new().unwrap();
+        self.addr.set_port(free_port());
         self.child = spawn(&self.data, self.addr, self.policy, self.log.reopen().unwrap());
         self.wait_ready()
     }

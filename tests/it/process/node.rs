@@ -360,20 +360,18 @@ impl Node {
 
     /// Starts it again in its place and with its ports, with changed settings.
     pub fn restart_as(&mut self, change: impl FnOnce(Setup) -> Setup) {
-        *self = change(self.in_its_place()).start();
-    }
-
-    /// Starts it again in its place; or how it ended instead of listening.
-    pub fn try_restart(&mut self) -> Result<(), Finished> {
-        *self = self.in_its_place().start_or_end()?;
-        Ok(())
-    }
-
-    /// Its setup, with the ports that it had.
-    fn in_its_place(&mut self) -> Setup {
         assert!(self.has_ended(), "it still runs");
         let same = self.setup.clone();
-        same.http_port(Some(self.http.port())).grpc_port(Some(self.grpc.port()))
+        let setup = same.http_port(Some(self.http.port())).grpc_port(Some(self.grpc.port()));
+        *self = change(setup).start();
+    }
+
+    /// Starts it again in its directory, with other ports, which somebody else may have by now; or how
+    /// it ended instead of listening.
+    pub fn try_restart(&mut self) -> Result<(), Finished> {
+        assert!(self.has_ended(), "it still runs");
+        *self = self.setup.clone().start_or_end()?;
+        Ok(())
     }
 }
 

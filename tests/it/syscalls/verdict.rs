@@ -87,6 +87,9 @@ fn class(run: &Run, hit: Option<&Call>, injury: Option<Injury>) -> Result<Class,
             if refused > 2 * injured {
                 return Err(format!("{refused} refusals after {injured} failed calls"));
             }
+            if told.never_compacted {
+                return Err("compactions fail, and it goes on".into());
+            }
             // The torn tail of the crash before has nothing to do with the call.
             let trouble = |line: &&str| {
                 (line.contains(" WARN ") || line.contains("ERROR ")) && !line.contains("torn tail")
@@ -146,8 +149,9 @@ fn matters_to_nobody(call: &Call) -> bool {
         "renameat2" => call.paths == ["node.new", "node.json"],
         // Giving back the reserve behind the end of a segment; lengths, for progress and counts.
         "ftruncate" => is_log_file,
-        // The length of a file that is read whole is a guess at how much memory it takes.
-        "statx" => is_log_file || call.paths == ["node.json"],
+        // The length of a file that is read whole is a guess at how much memory it takes; whether the
+        // lock is there only tells a directory of data from one of logs.
+        "statx" => is_log_file || call.paths == ["node.json"] || call.paths == ["LOCK"],
         // A parent that is not ours to read; room for the book after this one, which is asked for
         // again when that is saved.
         "openat" => call.paths == [".."] || call.paths == ["node.new"],

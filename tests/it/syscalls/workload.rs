@@ -88,6 +88,8 @@ pub struct Told {
     pub full: usize,
     /// Compactions that failed with a documented error.
     pub not_compacted: usize,
+    /// However often it was asked for.
+    pub never_compacted: bool,
     /// 503 `shutting_down`, or no answer at all.
     pub is_over: bool,
     /// What no client should be told.
@@ -100,6 +102,7 @@ impl Told {
         self.in_doubt += other.in_doubt;
         self.full += other.full;
         self.not_compacted += other.not_compacted;
+        self.never_compacted |= other.never_compacted;
         self.is_over |= other.is_over;
         self.wrong.extend(other.wrong);
     }
@@ -216,7 +219,7 @@ impl Worker {
                 }
             }
         }
-        self.told.wrong.push(format!("no compaction of {COMPACTIONS} works"));
+        self.told.never_compacted = true;
     }
 
     /// Until the log was forced by itself, which `everysec` does after a second.
