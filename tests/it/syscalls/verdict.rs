@@ -112,6 +112,11 @@ fn class(run: &Run, hit: Option<&Call>, injury: Option<Injury>) -> Result<Class,
                 Err(format!("it ended without the name of the file: {reason}"))
             }
         }
+        // The log that `--replay-log` names cannot be looked at: a setting that is refused.
+        (Some(2), Some(call)) if call.paths == ["log"] => {
+            let is_told = lines().any(|line| line.starts_with("error: replay_log: "));
+            if is_told { Ok(Class::Ended) } else { Err("it ended with exit code 2".into()) }
+        }
         (code, _) => Err(format!("it ended with {code:?}, {refused} refusals")),
     }
 }
