@@ -109,25 +109,29 @@ fn every_system_call_that_fails_or_kills_a_node_loses_nothing_and_is_not_passed_
         results::write(&path, &report);
     }
     assert!(results.broken.is_empty(), "{}", results.broken.join("\n"));
-    // What was aimed at was hit, but for what comes in another order or number each time. A sample is
-    // small: a few make a large part of it.
-    let few = if is_full { jobs.len() / 20 } else { jobs.len() / 4 };
-    assert!(results.astray.len() <= few, "{}", results.astray.join("\n"));
+    // What was aimed at was hit, but for a few that another thread happened to make.
+    assert!(results.astray.len() * 20 <= jobs.len(), "{}", results.astray.join("\n"));
     assert!(jobs.len() >= SAMPLE || !only.is_empty(), "{} runs", jobs.len());
 }
 
-/// The calls of a run without injuries.
+/// The calls of a run without injuries. Aimed at are those that a second one makes as well: how many
+/// writes are one is not the same each time.
 fn targets(scene: Scene, template: &Template) -> Vec<Target> {
+    let [calls, again] = [(), ()].map(|()| whole_run(scene, template));
+    let again: Vec<_> = (0..again.len()).filter_map(|place| plan(&again, place)).collect();
+    let planned = |place: usize| {
+        let plan = plan(&calls, place).filter(|plan| again.contains(plan));
+        Target { scene, call: calls[place].clone(), plan }
+    };
+    (0..calls.len()).map(planned).collect()
+}
+
+fn whole_run(scene: Scene, template: &Template) -> Vec<Call> {
     let whole = run(scene, template, None);
     let verdict = judge(&whole, None, None);
     assert_eq!(verdict, Ok(Class::Missed), "{}: {:?}", scene.name(), whole.end);
     assert!(whole.told.done > 1 && whole.listened);
-    let calls = &whole.calls;
-    let planned = |place: usize| {
-        let (call, plan) = (calls[place].clone(), plan(calls, place));
-        Target { scene, call, plan }
-    };
-    (0..calls.len()).map(planned).collect()
+    whole.calls
 }
 
 fn jobs_of(target: &Target) -> Vec<Job<'_>> {

@@ -87,8 +87,9 @@ fn class(run: &Run, hit: Option<&Call>, injury: Option<Injury>) -> Result<Class,
             if refused > 2 * injured {
                 return Err(format!("{refused} refusals after {injured} failed calls"));
             }
-            if told.never_compacted {
-                return Err("compactions fail, and it goes on".into());
+            // A failed call takes one compaction with it at most.
+            if told.never_compacted || told.not_compacted > injured {
+                return Err(format!("{} compactions fail, and it goes on", told.not_compacted));
             }
             // The torn tail of the crash before has nothing to do with the call.
             let trouble = |line: &&str| {
@@ -126,8 +127,7 @@ fn may(class: Class, call: &Call, injury: Injury, listened: bool) -> bool {
     let paths = &call.paths;
     let about = |ending: &str| paths.iter().any(|path| path.ends_with(ending));
     let is_sync = matches!(call.name.as_str(), "fsync" | "fdatasync");
-    // With pwrite64 nothing is appended: what is behind the end is overwritten.
-    let is_write = matches!(call.name.as_str(), "write" | "writev");
+    let is_write = call.name.contains("write");
     let is_segment = about(".log") && !about(".new");
     match (injury, class) {
         // Those that are interrupted are made again.
@@ -138,6 +138,8 @@ fn may(class: Class, call: &Call, injury: Injury, listened: bool) -> bool {
             class == Class::Ended
         }
         (Injury::Eio, _) if is_write && is_segment => class == Class::Ended,
+        // Nothing is appended: what is behind the end is overwritten.
+        (Injury::Enospc, _) if call.name == "pwrite64" => class == Class::Logged,
         (Injury::Enospc, _) if is_write && is_segment && listened => class == Class::Answered,
         (Injury::Eio | Injury::Enospc, Class::Unnoticed) => matters_to_nobody(call),
         _ => true,
