@@ -33,6 +33,9 @@ pub const DEFAULT_QUEUE_BYTES: usize = 64 << 20;
 /// How long an append waits for room in a full queue.
 pub const DEFAULT_QUEUE_WAIT: Duration = Duration::from_secs(1);
 
+/// How long a compaction may take to give up when the log is closed.
+const GIVE_UP_WITHIN: Duration = Duration::from_millis(500);
+
 /// How to open a log.
 #[derive(Debug, Clone)]
 pub struct AofOptions {
@@ -202,7 +205,10 @@ impl OpLog for FileAof {
         let joined = tokio::task::spawn_blocking(move || join(&thread)).await;
         joined.map_err(|error| LogError::Failed(error.to_string()))?;
         // A compaction that runs gives up now. Until it has, the files are not left alone.
-        drop(self.compacting.lock().await);
+        // Not for ever: everything of the log itself is on the disk by now.
+        if tokio::time::timeout(GIVE_UP_WITHIN, self.compacting.lock()).await.is_err() {
+            tracing::warn!("a compaction is left to the end of the process");
+        }
         writer.failure().map_or(Ok(()), Err)
     }
 }
