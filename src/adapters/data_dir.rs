@@ -73,7 +73,7 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError`].
     pub fn open(path: &Path) -> Result<Self, DataDirError> {
-        if !path.join("LOCK").exists() && is_log(path) {
+        if !exists(&path.join("LOCK"))? && is_log(path)? {
             // A node would start in it as a new one, with nothing.
             return Err(DataDirError::NotOne { path: path.to_owned() });
         }
@@ -117,19 +117,8 @@ impl DataDir {
     /// # Errors
     /// [`DataDirError`] when that cannot be told: a log that cannot be read now is not lost.
     pub fn has_log(&self) -> Result<bool, DataDirError> {
-        let log = self.log_dir();
-        let files = match fs::read_dir(&log) {
-            Ok(files) => files,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
-            Err(error) => return Err(failed(&log, error)),
-        };
-        for file in files {
-            let path = file.map_err(|error| failed(&log, error))?.path();
-            if path.extension().is_some_and(|e| e == "log") {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+        let names = names_in(&self.log_dir())?;
+        Ok(names.iter().any(|name| Path::new(name).extension().is_some_and(|e| e == "log")))
     }
 
     /// Whether the log was marked with [`mark_incomplete`].
@@ -250,17 +239,21 @@ pub fn remove_dir(path: &Path) -> Result<(), DataDirError> {
 
 /// The data directory that a log belongs to, given that itself, the directory of its log, or a file
 /// in there.
-pub fn data_dir_of(log: &Path) -> Option<PathBuf> {
-    if log.join("log").is_dir() {
-        return Some(log.to_owned());
+///
+/// # Errors
+/// [`DataDirError`] when that cannot be told: a log that a node may have must not pass for a copy.
+pub fn data_dir_of(log: &Path) -> Result<Option<PathBuf>, DataDirError> {
+    if log.is_dir() && exists(&log.join("log"))? {
+        return Ok(Some(log.to_owned()));
     }
-    let log = log.canonicalize().ok()?;
-    let is_claimed = |dir: &&Path| dir.join("LOCK").exists() || book_path(dir).exists();
-    let of_dir = |log: &Path| {
-        let dir = log.parent().filter(|_| log.file_name().is_some_and(|name| name == "log"))?;
-        Some(dir).filter(is_claimed).map(Path::to_owned)
-    };
-    of_dir(&log).or_else(|| of_dir(log.parent()?))
+    let log = log.canonicalize().map_err(|error| failed(log, error))?;
+    for log in log.ancestors().take(2).filter(|log| log.ends_with("log")) {
+        let Some(dir) = log.parent() else { continue };
+        if exists(&dir.join("LOCK"))? || exists(&book_path(dir))? {
+            return Ok(Some(dir.to_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// Marks a log that is being put together, durably: records that the node had are not in it.
@@ -315,15 +308,27 @@ pub fn sync_dir(dir: &Path) -> Result<(), DataDirError> {
 }
 
 /// Whether there are files in the directory that are named as the files of a log or a backup are.
-fn is_log(dir: &Path) -> bool {
+fn is_log(dir: &Path) -> Result<bool, DataDirError> {
     let is_numbered = |name: &str| name.len() == 16 && name.bytes().all(|b| b.is_ascii_digit());
-    let is_one = |file: io::Result<fs::DirEntry>| {
-        let name = file.ok().and_then(|file| file.file_name().into_string().ok());
-        let name = name.unwrap_or_default();
+    for name in names_in(dir)? {
         let (stem, ending) = name.split_once('.').unwrap_or_default();
-        is_numbered(stem) && matches!(ending, "log" | "snap")
+        if is_numbered(stem) && matches!(ending, "log" | "snap") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// The names of what is in a directory, as far as they are text; none if it is not there.
+fn names_in(dir: &Path) -> Result<Vec<String>, DataDirError> {
+    let files = match fs::read_dir(dir) {
+        Ok(files) => files,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(failed(dir, error)),
     };
-    fs::read_dir(dir).is_ok_and(|mut files| files.any(is_one))
+    let names = files.map(|file| Ok(file?.file_name().into_string().ok()));
+    let names: io::Result<Vec<_>> = names.filter_map(Result::transpose).collect();
+    names.map_err(|error| failed(dir, error))
 }
 
 /// Unlike [`Path::exists`], which takes what cannot be looked at for missing.
@@ -428,6 +433,17 @@ mod tests {
         std::os::unix::fs::symlink("log", dir.log_dir()).unwrap();
         let refused = dir.set_log_aside(NOW).unwrap_err().to_string();
         assert!(refused.contains("/log: "), "{refused}");
+        let refused = data_dir_of(&dir.log_dir()).unwrap_err().to_string();
+        assert!(refused.contains("/log: "), "{refused}");
+    }
+
+    #[test]
+    fn a_directory_that_cannot_be_looked_at_is_not_begun_anew() {
+        let temp = tempfile::tempdir().unwrap();
+        std::os::unix::fs::symlink("LOCK", temp.path().join("LOCK")).unwrap();
+        let refused = DataDir::open(temp.path()).unwrap_err().to_string();
+        assert!(refused.contains("/LOCK: "), "{refused}");
+        assert_eq!(fs::read_dir(temp.path()).unwrap().count(), 1);
     }
 
     #[test]
@@ -467,7 +483,7 @@ mod tests {
             ("elsewhere/log", &None),
             ("data", &data),
         ] {
-            assert_eq!(data_dir_of(&root.join(log)), *expected, "{log}");
+            assert_eq!(data_dir_of(&root.join(log)).unwrap(), *expected, "{log}");
         }
     }
 

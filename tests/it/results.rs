@@ -2,6 +2,7 @@
 //! the documentation quotes.
 
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::path::Path;
 use std::process::Command;
@@ -12,16 +13,25 @@ pub fn from_env<T: FromStr>(name: &str) -> Option<T> {
     std::env::var(name).ok().and_then(|text| text.parse().ok())
 }
 
+/// The seed of what a test draws, which `LALLY_TEST_SEED` repeats. It is said.
+pub fn seed() -> u64 {
+    let seed = from_env("LALLY_TEST_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
+    eprintln!("LALLY_TEST_SEED={seed}");
+    seed
+}
+
 /// Says it past the test harness, which shows what a test prints only if it fails.
 pub fn say(text: &str) {
     io::stderr().write_all(format!("{text}\n").as_bytes()).unwrap();
 }
 
-/// Writes a result, whose path is relative to the root of the repository.
-pub fn write(path: &str, text: &str) {
+/// Writes a result where this variable of the environment says, if it does: a path relative to the
+/// root of the repository.
+pub fn keep(variable: &str, text: impl FnOnce() -> String) {
+    let Ok(path) = std::env::var(variable) else { return };
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
-    fs::write(path, text).unwrap();
+    fs::write(path, text()).unwrap();
 }
 
 /// The time of a result.

@@ -16,7 +16,7 @@ use crate::ports::{
 
 use super::aside::aside;
 use super::backup::OpenLog;
-use super::compaction::draft_snapshot;
+use super::compaction::{draft_snapshot, remove_superseded};
 use super::disk::{FsyncPolicy, SyncSchedule, free_bytes};
 use super::files::{LogFiles, Unmade, create_dir, failed};
 use super::own::{Owner, read_own};
@@ -24,7 +24,7 @@ use super::queue::{Begun, Position, QueueLimits};
 use super::replay::Fanout;
 use super::rotation::{SegmentDir, Segments};
 use super::shared::Older;
-use super::tail::{clear_behind, cut_torn_tail};
+use super::tail::end_with_records;
 use super::writer::Writer;
 
 /// Bytes of records that may wait for the disk.
@@ -162,28 +162,29 @@ impl OpLog for FileAof {
         let mut entries = source.settle().await?;
         let (dir, marks, stop) =
             (self.options.segments(), writer.marks(), Arc::clone(&self.closing));
-        let (force, fail) = (writer.force(), writer.end_with());
+        let shared = Arc::clone(writer.shared());
         // Whoever asked may go away meanwhile: all that must come of it is in here.
         let writing = move || {
             let _alone = alone;
             let draft = draft_snapshot(&dir, at, marks, entries.as_mut(), &stop)?;
-            force()?;
+            shared.force()?;
             if stop.load(Ordering::Relaxed) {
                 return Err(LogError::Closed);
             }
-            draft.publish(&dir).map_err(|unmade| match unmade {
+            let snapshot = draft.publish().map_err(|unmade| match unmade {
                 Unmade::Undone(error) => error,
                 // The next compaction would remove what this one may have to be replaced by.
                 Unmade::Unforced(error) => {
-                    fail(&error);
+                    shared.fail(&error);
                     error
                 }
-            })
+            })?;
+            shared.replace_older(at.older_bytes, snapshot.bytes);
+            remove_superseded(&dir.dir);
+            Ok(snapshot.records)
         };
-        let outcome = aside(writing).await??;
-        writer.note_files(outcome.snapshot_bytes, outcome.removed_bytes);
-        let (records, after) = (outcome.records, writer.stats().bytes);
-        Ok(Compacted { records, bytes_before: before, bytes_after: after })
+        let records = aside(writing).await??;
+        Ok(Compacted { records, bytes_before: before, bytes_after: writer.stats().bytes })
     }
 
     async fn backup(&self) -> Result<Box<dyn BackupStream>, LogError> {
@@ -249,9 +250,8 @@ fn read_and_mend(
     let (replayed, begun) = match read {
         None => (Replayed::default(), options.segments().begin(1, 1)?),
         Some((replayed, end)) => {
+            end_with_records(&end)?;
             let (good_bytes, next_sequence) = (end.good_bytes, end.next_sequence);
-            cut_torn_tail(&end)?;
-            clear_behind(&end.path, good_bytes)?;
             let position = Position { good_bytes, next_sequence };
             older.bytes = replayed.bytes.saturating_sub(good_bytes);
             (replayed, SegmentDir::open(&end.path, &end.header, position)?)

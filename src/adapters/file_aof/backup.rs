@@ -20,7 +20,7 @@ use crate::ports::{BackupStream, LogError};
 use super::files::{FileHeader, FileKind, file_name};
 use super::format::{encode, encode_end};
 use super::reader::{Records, corrupt, read_header};
-use super::rotation::{SegmentDir, Switched};
+use super::rotation::SegmentDir;
 use super::source::{SourceFile, open_all};
 use super::writer::WrittenTo;
 
@@ -103,8 +103,7 @@ impl OpenLog {
 
     /// Begins to copy, on a thread of its own that waits for whoever takes the pieces.
     pub(super) fn stream(self, segments: &SegmentDir) -> Box<dyn BackupStream> {
-        let begun = Switched { number: 1, first_sequence: 1 };
-        let header = segments.header(FileKind::Snapshot, begun);
+        let header = segments.header(FileKind::Snapshot, 1, 1);
         let expected_bytes = self.bytes();
         let (give, pieces) = mpsc::channel(1);
         tokio::task::spawn_blocking(move || {

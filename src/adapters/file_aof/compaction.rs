@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use crate::ports::{LogError, LogRecord, SnapshotEntries};
 
-use super::files::{FileKind, LogFiles, Unmade, begin_draft, failed, file_name, publish};
+use super::files::{FileKind, LogFiles, Unmade, begin_draft, failed, file_name, kind_of, publish};
 use super::format::{encode, encode_end};
 use super::marks::Marks;
 use super::rotation::{SegmentDir, Switched};
@@ -35,11 +35,11 @@ const FORCED_BYTES: u64 = 8 << 20;
 /// notice, and nothing is in a hurry for a snapshot.
 const LONGEST_REST: Duration = Duration::from_millis(100);
 
-/// What compaction did to the files.
+/// What is in a snapshot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Outcome {
-    pub(super) snapshot_bytes: u64,
-    pub(super) removed_bytes: u64,
+pub(super) struct Snapshot {
+    /// Length on disk.
+    pub(super) bytes: u64,
     pub(super) records: u64,
 }
 
@@ -52,7 +52,7 @@ pub(super) fn draft_snapshot(
     entries: &mut dyn SnapshotEntries,
     stop: &AtomicBool,
 ) -> Result<Draft, LogError> {
-    let header = dir.header(FileKind::Snapshot, at);
+    let header = dir.header(FileKind::Snapshot, at.number, at.first_sequence);
     let name = dir.dir.join(file_name(FileKind::Snapshot, at.number));
     let (path, file) = begin_draft(&name)?;
     let mut draft = Draft {
@@ -71,14 +71,16 @@ pub(super) fn draft_snapshot(
     Ok(draft)
 }
 
-/// Removes what the newest snapshot stands for: how many bytes that were, drafts aside.
-fn remove_superseded(dir: &Path) -> Result<u64, LogError> {
-    let mut files = LogFiles::list(dir)?;
-    files.leftovers.retain(|path| super::files::kind_of(path).is_some());
-    let lengths = files.leftovers.iter().filter_map(|path| path.metadata().ok()).map(|m| m.len());
-    let bytes = lengths.sum();
-    files.remove_leftovers();
-    Ok(bytes)
+/// Removes what the newest snapshot stands for, but no draft, which may be the next segment's. What
+/// stays costs space, and is tried again.
+pub(super) fn remove_superseded(dir: &Path) {
+    match LogFiles::list(dir) {
+        Ok(mut files) => {
+            files.leftovers.retain(|path| kind_of(path).is_some());
+            files.remove_leftovers();
+        }
+        Err(error) => tracing::warn!(%error, "old files of the log not removed"),
+    }
 }
 
 /// A snapshot that is being written; dropped before it has its name, it is removed.
@@ -98,14 +100,12 @@ pub(super) struct Draft {
 }
 
 impl Draft {
-    /// Gives it its name, and removes what it stands for. The log must have been forced since the
-    /// last entry was taken. A failure leaves the log as it is, unless it says otherwise.
-    pub(super) fn publish(mut self, dir: &SegmentDir) -> Result<Outcome, Unmade> {
+    /// Gives it its name. The log must have been forced since the last entry was taken. A failure
+    /// leaves the log as it is, unless it says otherwise.
+    pub(super) fn publish(mut self) -> Result<Snapshot, Unmade> {
         publish(&self.path, &self.name)?;
         self.is_published = true;
-        let (snapshot_bytes, records) = (self.bytes, self.records);
-        let removed_bytes = remove_superseded(&dir.dir).map_err(Unmade::Undone)?;
-        Ok(Outcome { snapshot_bytes, removed_bytes, records })
+        Ok(Snapshot { bytes: self.bytes, records: self.records })
     }
 
     /// Writes and forces all of it.

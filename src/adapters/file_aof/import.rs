@@ -18,8 +18,7 @@ use super::format::encode;
 use super::marks::Marks;
 use super::own::read_own;
 use super::reader::End;
-use super::rotation::Switched;
-use super::tail::cut_torn_tail;
+use super::tail::end_with_records;
 
 /// An import under way; dropped before its end, it has not happened.
 #[derive(Debug)]
@@ -70,8 +69,7 @@ impl Import {
         let before = read.map(|(_, end)| end);
         let (number, sequence) =
             before.as_ref().map_or((1, 1), |end| (number_behind(end), end.next_sequence));
-        let at = Switched { number, first_sequence: sequence };
-        let header = options.segments().header(FileKind::Segment, at);
+        let header = options.segments().header(FileKind::Segment, number, sequence);
         let path = options.dir.join(file_name(FileKind::Segment, number));
         if path.try_exists().map_err(|error| failed(&path, &error))? {
             let reason = "a file of this name is in the way of the new segment";
@@ -135,9 +133,7 @@ impl Import {
         file.sync_all().map_err(io_failed)?;
         if let Some(before) = &self.before {
             // The last segment until now: nothing but this one may be torn from here on.
-            cut_torn_tail(before)?;
-            let forced = File::open(&before.path).and_then(|file| file.sync_all());
-            forced.map_err(|error| failed(&before.path, &error))?;
+            end_with_records(before)?;
             imported.cut_bytes = before.torn_bytes;
         }
         publish(&self.draft, &self.path)?;

@@ -10,7 +10,6 @@ use super::aof::AofOptions;
 use super::files::{FileKind, LogFiles, create, failed};
 use super::format::encode;
 use super::reader::read_all;
-use super::rotation::Switched;
 
 /// Writes the records of the log at `source` (a segment, a snapshot, or a directory of them, also of
 /// another node) as a new log into the empty directory of the options, and forces it to disk. The source is
@@ -64,8 +63,7 @@ pub(super) struct Copy {
 
 impl Copy {
     pub(super) fn begin(options: &AofOptions) -> Result<Self, LogError> {
-        let first = Switched { number: 1, first_sequence: 1 };
-        let header = options.segments().header(FileKind::Segment, first);
+        let header = options.segments().header(FileKind::Segment, 1, 1);
         let open = |draft: &Path| {
             OpenOptions::new().append(true).open(draft).map_err(|error| failed(draft, &error))
         };
@@ -74,7 +72,7 @@ impl Copy {
             path,
             out: BufWriter::new(file),
             salt: header.salt,
-            sequence: first.first_sequence,
+            sequence: header.first_sequence,
             record: Vec::new(),
             outcome: Ok(()),
         })

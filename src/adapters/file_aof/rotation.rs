@@ -41,6 +41,8 @@ pub(super) struct Switched {
     pub(super) number: u64,
     /// Sequence of its first record.
     pub(super) first_sequence: u64,
+    /// Length of all files before it.
+    pub(super) older_bytes: u64,
 }
 
 /// The end of a segment, under way.
@@ -77,8 +79,7 @@ pub(super) struct SegmentDir {
 
 impl SegmentDir {
     /// The header of a new file.
-    pub(super) fn header(&self, kind: FileKind, at: Switched) -> FileHeader {
-        let Switched { number, first_sequence } = at;
+    pub(super) fn header(&self, kind: FileKind, number: u64, first_sequence: u64) -> FileHeader {
         let (salt, cluster) = (rand::random(), self.cluster.clone());
         FileHeader { kind, number, node: self.node, first_sequence, salt, cluster }
     }
@@ -104,7 +105,7 @@ impl SegmentDir {
 
 impl Segments for SegmentDir {
     fn begin(&self, number: u64, first_sequence: u64) -> Result<Begun, Unmade> {
-        let header = self.header(FileKind::Segment, Switched { number, first_sequence });
+        let header = self.header(FileKind::Segment, number, first_sequence);
         let position =
             Position { good_bytes: header.bytes() as u64, next_sequence: first_sequence };
         let (path, begun) =

@@ -255,11 +255,17 @@ impl Shared {
         let number = before.number + 1;
         let begun = self.segments.begin(number, first_sequence)?;
         self.bytes.store(begun.position.good_bytes, Ordering::Relaxed);
-        self.older_bytes.fetch_add(good_bytes, Ordering::Relaxed);
+        let older_bytes = self.older_bytes.fetch_add(good_bytes, Ordering::Relaxed) + good_bytes;
         self.state().enter(begun);
         // Gives back the reserve behind its end. If it stays, it only takes space.
         before.disk.truncate(good_bytes).ok();
-        Ok(Switched { number, first_sequence })
+        Ok(Switched { number, first_sequence, older_bytes })
+    }
+
+    /// A snapshot stands for the oldest files, which had so many bytes.
+    pub(super) fn replace_older(&self, before: u64, after: u64) {
+        self.older_bytes.fetch_add(after, Ordering::Relaxed);
+        self.older_bytes.fetch_sub(before, Ordering::Relaxed);
     }
 
     fn note_written(&self, batch: &Batch, began: Instant) -> Result<(), LogError> {

@@ -20,24 +20,22 @@ use super::reader::End;
 /// The least block of a file system.
 const BLOCK_BYTES: u64 = 4_096;
 
-/// Cuts what is left of an interrupted write, durably.
-pub(super) fn cut_torn_tail(end: &End) -> Result<(), LogError> {
-    if end.torn_bytes == 0 {
-        return Ok(());
+/// Ends a segment where its records end, durably: an interrupted write is cut, and nothing is behind
+/// it. A crash in the middle leaves zeros there, or what was there before; nothing was served by then.
+pub(super) fn end_with_records(end: &End) -> Result<(), LogError> {
+    let End { path, good_bytes, torn_bytes, .. } = end;
+    if *torn_bytes > 0 {
+        tracing::warn!(file = %path.display(), offset = good_bytes, bytes = torn_bytes,
+            "torn tail of the log cut: the rest of a write that was interrupted");
     }
-    tracing::warn!(file = %end.path.display(), offset = end.good_bytes, bytes = end.torn_bytes,
-        "torn tail of the log cut: the rest of a write that was interrupted");
-    let file = open_to_write(&end.path)?;
-    file.set_len(end.good_bytes).map_err(|error| failed(&end.path, &error))?;
-    file.sync_all().map_err(|error| not_forced(&end.path, &error))
+    clear_behind(path, *good_bytes)
 }
 
-/// Sees to it that nothing is behind the end of this file, durably, also not what is torn. A crash in
-/// the middle leaves zeros there, or what was there before; nothing was served by then.
-pub(super) fn clear_behind(path: &Path, end: u64) -> Result<(), LogError> {
-    let file = open_to_write(path)?;
+fn clear_behind(path: &Path, end: u64) -> Result<(), LogError> {
+    let opened = OpenOptions::new().write(true).open(path);
+    let file = opened.map_err(|error| failed(path, &error))?;
     let cut = || file.set_len(end).map_err(|error| failed(path, &error));
-    // Gives back whole blocks that are allocated behind the end.
+    // Also gives back whole blocks that are allocated behind the end.
     cut()?;
     match overwrite(&file, end) {
         Ok(()) => file.sync_data().map_err(|error| not_forced(path, &error))?,
@@ -50,10 +48,6 @@ pub(super) fn clear_behind(path: &Path, end: u64) -> Result<(), LogError> {
     }
     cut()?;
     file.sync_all().map_err(|error| not_forced(path, &error))
-}
-
-fn open_to_write(path: &Path) -> Result<File, LogError> {
-    OpenOptions::new().write(true).open(path).map_err(|error| failed(path, &error))
 }
 
 /// Overwrites the rest of the block with zeros.

@@ -103,16 +103,9 @@ impl Writer {
         Ok(told)
     }
 
-    /// Ends the log when it is called: its files cannot be trusted any more.
-    pub(super) fn end_with(&self) -> impl Fn(&LogError) + Send + use<> {
-        let shared = Arc::clone(&self.shared);
-        move |error| shared.fail(error)
-    }
-
-    /// Forces what is written to the device, each time it is called. May block; a failure ends the log.
-    pub(super) fn force(&self) -> impl Fn() -> Result<(), LogError> + Send + use<> {
-        let shared = Arc::clone(&self.shared);
-        move || shared.force()
+    /// What those who append and the thread share.
+    pub(super) const fn shared(&self) -> &Arc<Shared> {
+        &self.shared
     }
 
     /// What the clock bounds and horizons so far come to.
@@ -130,14 +123,6 @@ impl Writer {
                 None => Ok(WrittenTo { number: state.segment.number, bytes: state.good_bytes }),
             }
         }
-    }
-
-    /// Files before the one that is written came or went.
-    pub(super) fn note_files(&self, added_bytes: u64, removed_bytes: u64) {
-        // Not less than nothing: one that could not be counted or removed before is counted now.
-        let change = |bytes: u64| Some((bytes + added_bytes).saturating_sub(removed_bytes));
-        let older_bytes = &self.shared.older_bytes;
-        older_bytes.fetch_update(Ordering::Relaxed, Ordering::Relaxed, change).ok();
     }
 
     /// Takes no more; the thread writes and forces what there is, and ends.
@@ -751,7 +736,8 @@ mod tests {
             log.writer.append(&[record(1), record(2)]).await.unwrap();
             let before = log.writer.stats().syncs.count();
             let switched = log.writer.rotate().await.unwrap();
-            assert_eq!(switched, Switched { number: 2, first_sequence: 3 });
+            let older_bytes = encoded(&[record(1), record(2)]).len() as u64;
+            assert_eq!(switched, Switched { number: 2, first_sequence: 3, older_bytes });
             assert!(log.writer.stats().syncs.count() >= before + 2);
             log.writer.append(&[record(3)]).await.unwrap();
             assert_eq!(log.disk.lock().unwrap().bytes, encoded(&[record(1), record(2)]));

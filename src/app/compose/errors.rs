@@ -73,13 +73,19 @@ impl From<DataDirError> for RunError {
     }
 }
 
-/// A log that does not exist is a typing error; `setting` says where it was typed.
+/// A log that does not exist is a typing error; `setting` says where it was typed. A disk that fails
+/// is none.
 pub(super) fn refuse_missing(log: &Path, setting: &str) -> Result<(), RunError> {
-    log.metadata().map(|_| ()).map_err(|error| {
-        let path = log.display();
-        RunError::Usage(format!(
-            "{setting}{path}: {error}; expected a log file, or a directory of them"
-        ))
+    use io::ErrorKind as Kind;
+    let Err(error) = log.metadata() else { return Ok(()) };
+    let path = log.display();
+    let is_mistaken =
+        matches!(error.kind(), Kind::NotFound | Kind::NotADirectory | Kind::PermissionDenied);
+    Err(if is_mistaken {
+        let expected = "expected a log file, or a directory of them";
+        RunError::Usage(format!("{setting}{path}: {error}; {expected}"))
+    } else {
+        RunError::Log(LogError::Failed(format!("{path}: {error}")))
     })
 }
 
@@ -95,4 +101,24 @@ fn ways_on(error: &LogError) -> String {
          lally log repair {dir}\n      keeps what is intact, and says what is lost; the log is moved aside\n  \
          --replay-log PATH\n      starts with an intact copy; --fresh starts empty"
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn a_log_that_is_not_there_is_a_mistake_and_one_that_cannot_be_looked_at_is_a_failure() {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, ring) = (dir.path().join("1.log"), dir.path().join("ring"));
+        fs::write(&file, "").unwrap();
+        std::os::unix::fs::symlink("ring", &ring).unwrap();
+        for (log, code) in [(dir.path().join("2.log"), 2), (file.join("3.log"), 2), (ring, 1)] {
+            let refused = refuse_missing(&log, "replay_log: ").unwrap_err();
+            assert_eq!(refused.exit_code(), code, "{refused}");
+            assert!(refused.to_string().contains(&log.display().to_string()), "{refused}");
+        }
+        refuse_missing(&file, "replay_log: ").unwrap();
+    }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::adapters::data_dir::{book_path, data_dir_of};
 use crate::adapters::file_aof::{FileReport, Flaw, Flaws, Owner, check_log};
 use crate::adapters::json_book::JsonBook;
-use crate::ports::{BookError, MemberBook};
+use crate::ports::MemberBook;
 
 use super::command::Stopped;
 use super::errors::{RunError, refuse_missing};
@@ -33,8 +33,8 @@ pub(super) async fn check(paths: &[PathBuf], out: &mut (dyn Write + Send)) -> Re
 }
 
 /// Whose log that is, where it lies in a data directory.
-pub(super) async fn owner_in(path: &Path) -> Result<Option<Owner>, BookError> {
-    let Some(dir) = data_dir_of(path) else { return Ok(None) };
+pub(super) async fn owner_in(path: &Path) -> Result<Option<Owner>, Stopped> {
+    let Some(dir) = data_dir_of(path)? else { return Ok(None) };
     let book = JsonBook::new(&book_path(&dir)).load().await?;
     Ok(book.map(|book| Owner { cluster: book.cluster, node: book.id }))
 }

@@ -22,7 +22,7 @@ use super::log_check::{and_more, owner_in, place};
 /// Repairs the log at this path, if it is damaged.
 pub(super) async fn repair(path: &Path, out: &mut (dyn Write + Send)) -> Result<(), Stopped> {
     refuse_missing(path, "")?;
-    match data_dir_of(path) {
+    match data_dir_of(path)? {
         Some(dir) if path.is_dir() => repair_own(&dir, out).await,
         Some(dir) => Err(usage(&format!(
             "{}: this is one file of the log of a node; repair all of it: lally log repair {}",

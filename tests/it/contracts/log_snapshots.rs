@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 
+use super::super::process::wait::{PATIENCE, eventually, is};
 use super::logs_on_disk::{Held, entry, open, options, write};
 
 /// Some records, the snapshot of them that a compaction wrote, and one record behind it.
@@ -209,15 +210,17 @@ async fn a_compacted_log_or_its_snapshot_alone_can_be_installed_elsewhere() {
 
 // What an earlier compaction could not remove, for instance.
 #[tokio::test]
-async fn a_file_that_goes_and_never_counted_leaves_a_length_that_is_none_the_less_one() {
+async fn the_length_of_a_log_is_that_of_the_files_that_count() {
     let dir = tempfile::tempdir().unwrap();
     let log = Arc::new(open(dir.path()).await.unwrap().0);
     log.append(&[write(1, 1)]).await.unwrap();
     fs::write(dir.path().join("0000000000000000.log"), [0; 5_000]).unwrap();
+    // Not removed either, which is no failure: a snapshot stands for it.
+    fs::create_dir(dir.path().join("0000000000000000.snap")).unwrap();
     let nothing = Forced { log: Arc::clone(&log), held: None, when_taken: Arc::default() };
     let compacted = log.compact(Box::new(nothing)).await.unwrap();
-    assert_eq!(names(dir.path()), [SECOND, SNAPSHOT]);
-    assert!(compacted.bytes_after < 1_000, "{compacted:?}");
+    assert_eq!(names(dir.path()), ["0000000000000000.snap", SECOND, SNAPSHOT]);
+    assert_eq!(compacted.bytes_after, length_of(dir.path(), &[SECOND, SNAPSHOT]));
 }
 
 /// Says when it is asked, and answers when it may.
@@ -241,11 +244,8 @@ impl SnapshotEntries for Gated {
     }
 }
 
-#[tokio::test]
-async fn a_log_that_is_closed_waits_for_a_compaction_that_nobody_else_waits_for() {
-    let dir = tempfile::tempdir().unwrap();
-    let log = Arc::new(open(dir.path()).await.unwrap().0);
-    log.append(&[write(1, 1)]).await.unwrap();
+/// Begins a compaction for which nobody waits; it goes on when it is told to.
+async fn compact_unwatched(log: &FileAof) -> mpsc::SyncSender<()> {
     let (asked, is_asked) = oneshot::channel();
     let (answer, may_answer) = mpsc::sync_channel(1);
     let source = Gated { asked: Some(asked), may_answer: Some(may_answer) };
@@ -253,6 +253,27 @@ async fn a_log_that_is_closed_waits_for_a_compaction_that_nobody_else_waits_for(
         _ = log.compact(Box::new(source)) => panic!("it has no entries yet"),
         asked = is_asked => asked.unwrap(),
     }
+    answer
+}
+
+#[tokio::test]
+async fn a_compaction_that_nobody_waits_for_counts() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path()).await.unwrap();
+    log.append(&[write(1, 1)]).await.unwrap();
+    compact_unwatched(&log).await.send(()).unwrap();
+    eventually("the old segment is removed", PATIENCE, || {
+        is(!dir.path().join(FIRST).exists(), names(dir.path()).join(", "))
+    });
+    assert_eq!(log.stats().bytes, length_of(dir.path(), &[SECOND, SNAPSHOT]));
+}
+
+#[tokio::test]
+async fn a_log_that_is_closed_waits_for_a_compaction_that_nobody_else_waits_for() {
+    let dir = tempfile::tempdir().unwrap();
+    let log = Arc::new(open(dir.path()).await.unwrap().0);
+    log.append(&[write(1, 1)]).await.unwrap();
+    let answer = compact_unwatched(&log).await;
     let nothing = Forced { log: Arc::clone(&log), held: None, when_taken: Arc::default() };
     let again = log.compact(Box::new(nothing)).await;
     assert_eq!(again, Err(LogError::Overloaded), "two compactions at once");
@@ -261,6 +282,17 @@ async fn a_log_that_is_closed_waits_for_a_compaction_that_nobody_else_waits_for(
     answer.send(()).unwrap();
     closing.await.unwrap();
     assert_eq!(names(dir.path()), [FIRST, SECOND]);
+}
+
+#[tokio::test]
+async fn a_log_that_is_closed_waits_for_no_compaction_for_ever() {
+    let dir = tempfile::tempdir().unwrap();
+    let (log, _) = open(dir.path()).await.unwrap();
+    log.append(&[write(1, 1)]).await.unwrap();
+    let _never = compact_unwatched(&log).await;
+    timeout(PATIENCE, log.close()).await.unwrap().unwrap();
+    drop(log);
+    assert_eq!(open(dir.path()).await.unwrap().1, [write(1, 1)]);
 }
 
 /// Holds these, and copies the directory when it is asked.
@@ -284,6 +316,10 @@ fn names(dir: &Path) -> Vec<String> {
         files.map(|file| file.unwrap().file_name().into_string().unwrap()).collect();
     names.sort();
     names
+}
+
+fn length_of(dir: &Path, names: &[&str]) -> u64 {
+    names.iter().map(|name| dir.join(name).metadata().unwrap().len()).sum()
 }
 
 fn copy(from: &Path, to: &Path) {

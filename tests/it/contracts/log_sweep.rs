@@ -106,9 +106,9 @@ async fn a_log_of_64_kib_damaged_in_any_way_gives_no_wrong_value() {
         .unwrap();
     }
     eprintln!("{HEAD}{report}");
-    if let Ok(path) = std::env::var("LALLY_DAMAGE_RESULT") {
+    results::keep("LALLY_DAMAGE_RESULT", || {
         let (bytes, records) = (sample.bytes.len(), sample.records.len());
-        let text = format!(
+        format!(
             "# Damage, {}\n\n\
              Revision {}, `make damage`, {}: a log of {bytes} bytes with {records} records, damaged \
              in every place. Each damaged log is read as a start reads it; *refused* by file and offset, \
@@ -117,9 +117,8 @@ async fn a_log_of_64_kib_damaged_in_any_way_gives_no_wrong_value() {
             results::date(),
             results::revision(),
             results::build()
-        );
-        results::write(&path, &text);
-    }
+        )
+    });
 }
 
 const HEAD: &str = "| damage | logs | refused | cut | intact | records read | time |\n\

@@ -6,6 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+
+use super::ballast::Ballast;
 use super::disk::{Cut, Disk};
 use super::history::{Ending, History, Order, judge};
 use super::redis::Redis;
@@ -19,23 +23,9 @@ const LOAD: Duration = Duration::from_millis(300);
 /// And where what may be lost is counted in seconds.
 const LONG_LOAD: Duration = Duration::from_secs(3);
 
-/// Moments that a seed repeats, as far as a machine repeats itself.
-pub struct Moments(u64);
-
-impl Moments {
-    pub const fn new(seed: u64) -> Self {
-        Self(seed)
-    }
-
-    pub const fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        self.0 >> 33
-    }
-
-    /// A moment within this time.
-    pub fn within(&mut self, most: Duration) -> Duration {
-        most.mul_f64(f64::from(u32::try_from(self.next() % 1_000).unwrap()) / 1e3)
-    }
+/// A moment within this time. A seed repeats it, as far as a machine repeats itself.
+pub fn moment_within(random: &mut StdRng, most: Duration) -> Duration {
+    random.random_range(Duration::ZERO..most)
 }
 
 /// What happens to the server.
@@ -87,7 +77,7 @@ impl Campaign {
 
     fn run(&self, root: &Path, disk: Option<&Disk>) -> Tally {
         let Self { kind, policy, rounds, seed } = *self;
-        let mut moments = Moments::new(seed);
+        let mut random = StdRng::seed_from_u64(seed);
         let mut tally = Tally::default();
         let start = |place: usize| {
             let server = kind.start(&root.join(format!("data-{place}")), policy);
@@ -95,17 +85,22 @@ impl Campaign {
         };
         let mut server = start(0);
         let mut histories: Vec<_> = (0..WRITERS).map(History::new).collect();
+        let mut ballast = Ballast::default();
         for round in 1..=rounds {
-            let failure = match (disk, moments.next() % 8) {
+            // In the first half snapshots are of one piece.
+            if round > rounds / 2 {
+                tally.wrong.extend(ballast.take_on(&mut *server.session()).err());
+            }
+            let failure = match (disk, random.random_range(0..8)) {
                 (None, _) => Failure::Kill,
                 (_, 0 | 1) => Failure::StopAndCut,
                 (_, 2 | 3) => Failure::Cut(Cut::AfterJournal),
                 _ => Failure::Cut(Cut::Hard),
             };
             let is_short = disk.is_none() || policy != Policy::Everysec;
-            let load = moments.within(if is_short { LOAD } else { LONG_LOAD });
+            let load = moment_within(&mut random, if is_short { LOAD } else { LONG_LOAD });
             // Every other time: without, more is written.
-            let compacts = moments.next().is_multiple_of(2);
+            let compacts = random.random_bool(0.5);
             let failed = fail_under_load(
                 (&mut *server, disk),
                 &mut histories,
@@ -119,11 +114,13 @@ impl Campaign {
             if let Err(why) = server.restart() {
                 tally.wrong.push(format!("round {round}: it does not start again: {why}"));
                 server = start(round);
+                ballast = Ballast::default();
                 histories = (0..WRITERS).map(History::new).collect();
                 continue;
             }
             let mut session = server.session();
             let found: Vec<_> = histories.iter().map(|one| one.look(&mut *session)).collect();
+            tally.wrong.extend(ballast.missing_from(&mut *session));
             let judged = judge(&histories, &found, failed);
             tally.lost += judged.lost;
             tally.oldest = tally.oldest.max(judged.oldest);

@@ -66,22 +66,23 @@ impl Disk {
 
     /// The power is back. Nobody may have a file open on it.
     pub fn power_on(&self) {
-        eventually("the disk is unmounted", PATIENCE, || self.detach());
-        attach(&self.image, &self.root).unwrap();
+        self.mount_again_after(|| {});
     }
 
     /// Gives a file on it, which nobody has open, another length than it had, without touching its
     /// data: the length that a power cut may leave.
     pub fn set_length(&self, file: &Path, bytes: u64) {
         let name = Path::new("/").join(file.strip_prefix(&self.root).unwrap());
-        eventually("the disk is unmounted", PATIENCE, || self.detach());
         let request = format!("set_inode_field {} size {bytes}", name.display());
-        run("debugfs", &["-w", "-R", &request, &self.image.display().to_string()]).unwrap();
-        attach(&self.image, &self.root).unwrap();
+        let image = self.image.display().to_string();
+        self.mount_again_after(|| run("debugfs", &["-w", "-R", &request, &image]).unwrap());
     }
 
-    fn detach(&self) -> Result<(), String> {
-        run("umount", &[&self.root.display().to_string()])
+    fn mount_again_after(&self, change: impl FnOnce()) {
+        let root = self.root.display().to_string();
+        eventually("the disk is unmounted", PATIENCE, || run("umount", &[&root]));
+        change();
+        attach(&self.image, &self.root).unwrap();
     }
 }
 

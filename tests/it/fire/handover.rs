@@ -6,17 +6,18 @@
 
 use std::fmt::Write as _;
 use std::fs;
-use std::hash::{BuildHasher, RandomState};
 use std::sync::atomic::AtomicBool;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
 use serde_json::json;
 
 use super::super::process::node::{Node, Setup};
 use super::super::process::ring::{wait_equal, wait_whole};
 use super::super::process::turn::Turn;
-use super::campaign::Moments;
+use super::campaign::moment_within;
 use super::history::{Ending, History, Order, judge};
 use super::lally::Connection;
 use super::server::{Policy, Session};
@@ -52,11 +53,9 @@ struct Tally {
 #[test]
 fn a_kill_while_a_node_joins_or_is_given_what_it_missed_loses_nothing() {
     let _alone = Turn::alone();
-    let seed: u64 = from_env("LALLY_TEST_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
     let rounds: Option<usize> = from_env("LALLY_TEST_HANDOVERS");
-    eprintln!("LALLY_TEST_SEED={seed}");
+    let mut random = StdRng::seed_from_u64(results::seed());
     let began = Instant::now();
-    let mut moments = Moments::new(seed);
     let mut out = String::from(
         "| the second node | policy | kills | before it was ready | acknowledged | lost | no prefix |\n\
          |---|---|---|---|---|---|---|\n",
@@ -67,8 +66,8 @@ fn a_kill_while_a_node_joins_or_is_given_what_it_missed_loses_nothing() {
         let mut nodes = pair(policy);
         let mut histories: Vec<_> = (0..WRITERS).map(History::new).collect();
         for _ in 0..rounds.unwrap_or(1) {
-            round(&mut nodes, &mut histories, Need::Join, &mut moments, &mut joins);
-            round(&mut nodes, &mut histories, Need::Missed, &mut moments, &mut missed);
+            round(&mut nodes, &mut histories, Need::Join, &mut random, &mut joins);
+            round(&mut nodes, &mut histories, Need::Missed, &mut random, &mut missed);
         }
         for (need, tally) in [("joins", joins), ("is given what it missed", missed)] {
             let Tally { rounds, in_time, acknowledged, lost, disorder } = tally;
@@ -88,21 +87,23 @@ fn a_kill_while_a_node_joins_or_is_given_what_it_missed_loses_nothing() {
     if rounds.is_some() {
         say(&out);
     }
-    if let Ok(path) = std::env::var("LALLY_HANDOVERS_RESULT") {
-        let report = format!(
-            "# Kills during joins and deliveries, {}\n\nRevision {}, {}, {} cores, {} s. \
-             What is done and what is counted: \
-             [docs/durability.md](../durability.md#kills-and-power-cuts).\n\n{out}",
-            results::date(),
-            results::revision(),
-            results::build(),
-            results::cores(),
-            began.elapsed().as_secs()
-        );
-        results::write(&path, &report);
-    }
+    results::keep("LALLY_HANDOVERS_RESULT", || report(&out, began.elapsed()));
     assert_eq!(broken, 0, "{out}");
     assert!(all_in_time > 0 || rounds.is_none(), "every kill came too late\n{out}");
+}
+
+/// The dated result, in Markdown.
+fn report(table: &str, took: Duration) -> String {
+    format!(
+        "# Kills during joins and deliveries, {}\n\nRevision {}, {}, {} cores, {} s. \
+         What is done and what is counted: \
+         [docs/durability.md](../durability.md#kills-and-power-cuts).\n\n{table}",
+        results::date(),
+        results::revision(),
+        results::build(),
+        results::cores(),
+        took.as_secs()
+    )
 }
 
 /// Two nodes that hold some data.
@@ -127,11 +128,11 @@ fn round(
     nodes: &mut [Node; 2],
     histories: &mut [History],
     need: Need,
-    moments: &mut Moments,
+    random: &mut StdRng,
     tally: &mut Tally,
 ) {
-    let moment = moments.within(LATEST);
-    let victim = usize::from(moments.next().is_multiple_of(2));
+    let moment = moment_within(random, LATEST);
+    let victim = usize::from(random.random_bool(0.5));
     nodes[1].kill9();
     if need == Need::Join {
         fs::remove_dir_all(nodes[1].setup().data_dir()).unwrap();

@@ -61,8 +61,8 @@ impl History {
     pub fn write(&mut self, session: &mut dyn Session, order: &Order, over: &AtomicBool) {
         while !over.load(Ordering::Relaxed) {
             let turn = self.earlier + self.operations.len();
-            // No key is removed twice in a row, so every operation changes something. The values are
-            // of uneven lengths, so that the log is cut at uneven places.
+            // No key is removed twice in a row: once every key was written, every operation changes
+            // something. The values are of uneven lengths, so that the log is cut at uneven places.
             let state =
                 (turn % 11 != 10).then(|| format!("{turn}:{}", "x".repeat(turn * 37 % 400)));
             if !self.put(session, order, turn % KEYS, state) {

@@ -4,7 +4,6 @@
 //! The seed of the moments is printed; `LALLY_TEST_SEED` repeats it, `LALLY_TEST_KILLS` sets the
 //! number of kills per policy.
 
-use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use super::super::process::node::Setup;
@@ -16,18 +15,14 @@ use crate::results::{self, from_env, say};
 #[test]
 fn twenty_kills_under_load_lose_no_acknowledged_write() {
     let _alone = Turn::alone();
-    let seed: u64 = from_env("LALLY_TEST_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
-    let kills = from_env("LALLY_TEST_KILLS");
-    eprintln!("LALLY_TEST_SEED={seed}");
+    let (seed, kills) = (results::seed(), from_env("LALLY_TEST_KILLS"));
     let began = Instant::now();
     let tallies = side_by_side(kills.unwrap_or(7), seed, |campaign| Some(campaign.kill()));
     let report = report("Kills", &tallies, began.elapsed());
     if kills.is_some() {
         say(&report);
     }
-    if let Ok(path) = std::env::var("LALLY_KILLS_RESULT") {
-        results::write(&path, &report);
-    }
+    results::keep("LALLY_KILLS_RESULT", || report.clone());
     let of_lally: Vec<_> = tallies.iter().filter(|(kind, ..)| *kind == Kind::Lally).collect();
     assert_eq!(of_lally.len(), 3);
     for (_, policy, tally) in of_lally {

@@ -3,7 +3,6 @@
 //!
 //! `LALLY_TEST_SEED` repeats the moments, `LALLY_TEST_CUTS` sets the number of cuts per policy.
 
-use std::hash::{BuildHasher, RandomState};
 use std::time::{Duration, Instant};
 
 use super::super::process::turn::Turn;
@@ -19,18 +18,14 @@ const WINDOW: Duration = Duration::from_secs(2);
 #[test]
 fn a_power_cut_takes_no_more_than_the_policy_says() {
     let _alone = Turn::alone();
-    let seed: u64 = from_env("LALLY_TEST_SEED").unwrap_or_else(|| RandomState::new().hash_one(0));
-    let cuts = from_env("LALLY_TEST_CUTS");
-    eprintln!("LALLY_TEST_SEED={seed}");
+    let (seed, cuts) = (results::seed(), from_env("LALLY_TEST_CUTS"));
     let began = Instant::now();
     let tallies = side_by_side(cuts.unwrap_or(4), seed, super::campaign::Campaign::cut);
     let report = report("Power cuts", &tallies, began.elapsed());
     if cuts.is_some() {
         say(&report);
     }
-    if let Ok(path) = std::env::var("LALLY_CUTS_RESULT") {
-        results::write(&path, &report);
-    }
+    results::keep("LALLY_CUTS_RESULT", || report.clone());
     let of_lally = tallies.iter().filter(|(kind, ..)| *kind == Kind::Lally).count();
     assert!(of_lally == 3 || cuts.is_none(), "no power was cut");
     for (_, policy, tally) in tallies.iter().filter(|(kind, ..)| *kind == Kind::Lally) {

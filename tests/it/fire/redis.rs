@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tempfile::NamedTempFile;
 
-use super::super::process::node::free_port;
+use super::super::process::node::{free_port, signal};
 use super::super::process::wait::{PATIENCE, eventually, look_until};
 use super::server::{Outcome, Policy, Server, Session, State};
 
@@ -98,9 +98,7 @@ impl Server for Redis {
     }
 
     fn stop(&mut self) -> Result<(), String> {
-        let pid = self.child.id().to_string();
-        let sent = Command::new("sh").args(["-c", "kill -TERM \"$0\"", &pid]).status().unwrap();
-        assert!(sent.success(), "no signal was sent");
+        signal(&self.child, "TERM");
         let status = eventually("redis-server ends", PATIENCE, || {
             self.child.try_wait().unwrap().ok_or("it runs")
         });
@@ -234,6 +232,7 @@ impl Session for Connection {
         }
     }
 }
+
 #[test]
 fn answers_are_read() {
     let mut wire: &[u8] = b"+OK\r\n$3\r\na\r\n\r\n$-1\r\n-ERR no\r\n:1\r\n$9\r\nha";

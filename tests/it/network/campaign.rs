@@ -69,9 +69,7 @@ fn clients_of_a_cluster_on_a_failing_network_see_what_was_promised() {
         say(&outcome.line());
         outcomes.push(outcome);
     }
-    if let Ok(path) = std::env::var("LALLY_NET_RESULT") {
-        results::write(&path, &report(&outcomes, time));
-    }
+    results::keep("LALLY_NET_RESULT", || report(&outcomes, time));
     let broken: Vec<_> = outcomes.iter().flat_map(Outcome::objections).collect();
     assert!(broken.is_empty(), "{}", broken.join("\n"));
 }

@@ -74,6 +74,29 @@ fn a_compacted_log_is_short_and_says_the_same() {
 }
 
 #[test]
+fn a_stop_during_a_compaction_is_a_stop_like_any_other() {
+    const KEYS: u64 = 100;
+    let mut node = Setup::new().start_ready();
+    let mut client = node.client();
+    let value = "x".repeat(500_000);
+    for i in 0..KEYS {
+        client.add(&format!("k{i}"), &value).succeeded();
+    }
+    let log_dir = node.setup().data_dir().join("log");
+    thread::scope(|scope| {
+        // Whatever it is answered.
+        scope.spawn(move || drop(client.try_send("POST", "/admin/compact", &[], b"")));
+        eventually("a snapshot is written", PATIENCE, || {
+            is(log_dir.join("0000000000000002.new").exists(), "no draft")
+        });
+        assert_eq!(node.terminate(), Some(0));
+    });
+    node.restart();
+    node.wait_ready();
+    assert_eq!(node.holdings().1, KEYS);
+}
+
+#[test]
 fn a_log_that_grows_beyond_twice_its_data_is_compacted_by_itself() {
     let node = Setup::new().args(["--fsync", "never"]).start_ready();
     let mut client = node.client();

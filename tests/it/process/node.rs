@@ -296,11 +296,7 @@ impl Node {
 
     /// Sends a signal by name, without waiting for anything.
     pub fn signal(&self, name: &str) {
-        let pid = self.process.child.id().to_string();
-        // The shell's own `kill`: not every small image has the program.
-        let status =
-            Command::new("sh").args(["-c", "kill -\"$0\" \"$1\"", name, &pid]).status().unwrap();
-        assert!(status.success(), "signal {name} not sent");
+        signal(&self.process.child, name);
     }
 
     /// SIGSTOP, and waits until no thread of it runs any more: a signal that was sent has not
@@ -373,6 +369,15 @@ impl Node {
         *self = self.setup.clone().start_or_end()?;
         Ok(())
     }
+}
+
+/// Sends a signal by name, without waiting for anything.
+pub fn signal(process: &Child, name: &str) {
+    let pid = process.id().to_string();
+    // The shell's own `kill`: not every small image has the program.
+    let kill = ["-c", "kill -\"$0\" \"$1\"", name, &pid];
+    let status = Command::new("sh").args(kill).status().unwrap();
+    assert!(status.success(), "signal {name} not sent");
 }
 
 /// A port that nobody listened on a moment ago.

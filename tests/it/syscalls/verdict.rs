@@ -113,11 +113,6 @@ fn class(run: &Run, hit: Option<&Call>, injury: Option<Injury>) -> Result<Class,
                 Err(format!("it ended without the name of the file: {reason}"))
             }
         }
-        // The log that `--replay-log` names cannot be looked at: a setting that is refused.
-        (Some(2), Some(call)) if call.paths == ["log"] => {
-            let is_told = lines().any(|line| line.starts_with("error: replay_log: "));
-            if is_told { Ok(Class::Ended) } else { Err("it ended with exit code 2".into()) }
-        }
         (code, _) => Err(format!("it ended with {code:?}, {refused} refusals")),
     }
 }
@@ -156,9 +151,8 @@ fn matters_to_nobody(call: &Call) -> bool {
         "renameat2" => call.paths == ["node.new", "node.json"],
         // Giving back the reserve behind the end of a segment; lengths, for progress and counts.
         "ftruncate" => is_log_file,
-        // The length of a file that is read whole is a guess at how much memory it takes; whether the
-        // lock is there only tells a directory of data from one of logs.
-        "statx" => is_log_file || call.paths == ["node.json"] || call.paths == ["LOCK"],
+        // The length of a file that is read whole is a guess at how much memory it takes.
+        "statx" => is_log_file || call.paths == ["node.json"],
         // A parent that is not ours to read; room for the book after this one, which is asked for
         // again when that is saved.
         "openat" => call.paths == [".."] || call.paths == ["node.new"],
