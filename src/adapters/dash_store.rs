@@ -73,18 +73,17 @@ impl DashStore {
 
     /// Brings digests and counts up to date with a change, under the lock of the key.
     fn count(&self, key: &Key, before: Option<&Entry>, after: Option<&Entry>) {
-        if let Some(after) = after {
-            self.payload_bytes.fetch_add(after.payload_bytes(key) as u64, Ordering::Relaxed);
-            let memory_bytes = after.content.memory_bytes(key) as u64;
-            self.memory_bytes.fetch_add(memory_bytes, Ordering::Relaxed);
-            self.counter(after).fetch_add(1, Ordering::Relaxed);
-        }
-        if let Some(before) = before {
-            self.payload_bytes.fetch_sub(before.payload_bytes(key) as u64, Ordering::Relaxed);
-            let memory_bytes = before.content.memory_bytes(key) as u64;
-            self.memory_bytes.fetch_sub(memory_bytes, Ordering::Relaxed);
-            self.counter(before).fetch_sub(1, Ordering::Relaxed);
-        }
+        let change = |count: &AtomicU64, of: &dyn Fn(&Entry) -> usize| {
+            let [before, after] = [before, after].map(|entry| entry.map_or(0, of) as u64);
+            // Most writes replace like by like, and what all cores share is dear to touch.
+            if before != after {
+                count.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
+            }
+        };
+        change(&self.payload_bytes, &|entry| entry.payload_bytes(key));
+        change(&self.memory_bytes, &|entry| entry.content.memory_bytes(key));
+        change(&self.keys, &|entry| usize::from(!entry.is_tombstone()));
+        change(&self.tombstones, &|entry| usize::from(entry.is_tombstone()));
         self.flip(
             key,
             before.map(|before| Fingerprint::of(key, before)),
@@ -141,10 +140,6 @@ impl DashStore {
         drop(running);
         self.recounted.iter().for_each(|word| word.store(0, Ordering::Release));
         drifted
-    }
-
-    const fn counter(&self, entry: &Entry) -> &AtomicU64 {
-        if entry.is_tombstone() { &self.tombstones } else { &self.keys }
     }
 }
 

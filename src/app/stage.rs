@@ -1,6 +1,8 @@
 //! `Stage`: how far this node is in its life, and so what it answers.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
 
 use crate::ports::ClientError;
 
@@ -19,26 +21,24 @@ pub(crate) enum LifeStage {
     Stopping,
 }
 
-/// The stage, shared.
+/// The stage, shared. Every request looks at it, so looking takes no lock.
 #[derive(Debug)]
-pub(crate) struct Stage(Mutex<LifeStage>);
+pub(crate) struct Stage(ArcSwap<LifeStage>);
 
 impl Stage {
-    pub(crate) const fn new() -> Self {
-        Self(Mutex::new(LifeStage::Replaying))
+    pub(crate) fn new() -> Self {
+        Self(ArcSwap::from_pointee(LifeStage::Replaying))
     }
 
     /// Goes on to `next`, unless the node is already stopping.
     pub(crate) fn advance(&self, next: LifeStage) {
-        let mut stage = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if *stage != LifeStage::Stopping {
-            *stage = next;
-        }
+        let next = Arc::new(next);
+        self.0.rcu(|stage| Arc::clone(if **stage == LifeStage::Stopping { stage } else { &next }));
     }
 
     /// Whether clients' operations are taken.
     pub(crate) fn admit_client(&self) -> Result<(), ClientError> {
-        match &*self.lock() {
+        match &**self.0.load() {
             LifeStage::CatchingUp | LifeStage::Serving => Ok(()),
             LifeStage::Stopping => Err(ClientError::ShuttingDown),
             LifeStage::Replaying => Err(ClientError::NotReady("replaying the log".into())),
@@ -48,7 +48,7 @@ impl Stage {
 
     /// Whether peers' writes are taken: from the end of the replay to the end of the node.
     pub(crate) fn admit_peer(&self) -> Result<(), &'static str> {
-        match &*self.lock() {
+        match &**self.0.load() {
             LifeStage::Replaying => Err("replaying the log"),
             _ => Ok(()),
         }
@@ -56,7 +56,7 @@ impl Stage {
 
     /// Whether operators' changes are taken: while the node keeps up with its cluster.
     pub(crate) fn admit_operator(&self) -> Result<(), ClientError> {
-        match &*self.lock() {
+        match &**self.0.load() {
             LifeStage::Stopping => Err(ClientError::ShuttingDown),
             LifeStage::Replaying => Err(ClientError::NotReady("replaying the log".into())),
             LifeStage::Joining(_) | LifeStage::CatchingUp | LifeStage::Serving => Ok(()),
@@ -65,17 +65,13 @@ impl Stage {
 
     /// Whether a load balancer should send clients here.
     pub(crate) fn readiness(&self) -> Result<(), String> {
-        match &*self.lock() {
+        match &**self.0.load() {
             LifeStage::Serving => Ok(()),
             LifeStage::Replaying => Err("replaying the log".into()),
             LifeStage::Joining(why) => Err(why.clone()),
             LifeStage::CatchingUp => Err("comparing data with the other members".into()),
             LifeStage::Stopping => Err("shutting down".into()),
         }
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, LifeStage> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

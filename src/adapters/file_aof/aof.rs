@@ -20,10 +20,9 @@ use super::compaction::{draft_snapshot, remove_superseded};
 use super::disk::{FsyncPolicy, SyncSchedule, free_bytes};
 use super::files::{LogFiles, Unmade, create_dir, failed};
 use super::own::{Owner, read_own};
-use super::queue::{Begun, Position, QueueLimits};
+use super::queue::{Begun, Older, Position, QueueLimits};
 use super::replay::Fanout;
 use super::rotation::{SegmentDir, Segments};
-use super::shared::Older;
 use super::tail::end_with_records;
 use super::writer::Writer;
 

@@ -124,6 +124,14 @@ pub(super) struct Begun {
     pub(super) reserve: Reserve,
 }
 
+/// What was there before.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Older {
+    /// Of the files before the one that is written.
+    pub(super) bytes: u64,
+    pub(super) marks: Marks,
+}
+
 /// How much may wait for the file, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct QueueLimits {
@@ -158,6 +166,8 @@ pub(super) struct State {
     forcing_since: Option<Instant>,
     /// Until then the thread writes alone.
     pub(super) slow_until: Option<Instant>,
+    /// Whether somebody waits for room in the queue.
+    pub(super) room_is_wanted: bool,
     /// Whether the thread has nothing to do and wants to be woken.
     pub(super) thread_waits: bool,
     /// Whether it wakes by itself when a sync is due.
@@ -183,6 +193,7 @@ impl State {
             unforced_since: None,
             forcing_since: None,
             slow_until: None,
+            room_is_wanted: false,
             thread_waits: false,
             sync_is_planned: false,
             ended: None,

@@ -12,8 +12,7 @@ use crate::ports::LogError;
 
 use super::disk::{FsyncPolicy, SyncSchedule, allocate, is_full};
 use super::files::{Unmade, not_forced};
-use super::marks::Marks;
-use super::queue::{Batch, Begun, State, Task, Writing, tell};
+use super::queue::{Batch, Begun, Older, State, Task, Writing, tell};
 use super::reserve::Ahead;
 use super::rotation::{OpenSegment, Segments, Switched};
 use super::sync_meter::SyncMeter;
@@ -33,14 +32,6 @@ pub(super) const SLOW_WRITE: Duration = Duration::from_millis(5);
 /// every sync may cause one, does not turn all appends of a second into switches of threads.
 const THREAD_WRITES_TIMES: u32 = 10;
 const THREAD_WRITES_FOR_MAX: Duration = Duration::from_secs(1);
-
-/// What was there before.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Older {
-    /// Of the files before the one that is written.
-    pub(super) bytes: u64,
-    pub(super) marks: Marks,
-}
 
 /// What those who append and the thread share.
 pub(super) struct Shared {
@@ -119,7 +110,8 @@ impl Shared {
             let mut state = self.state();
             let is_small = state.pending_bytes() <= WRITTEN_HERE_BYTES;
             if !state.has_work() || !is_small || !self.may_write_here(&state) {
-                break;
+                self.wake_thread(state);
+                return outcome;
             }
             let writing = state.take();
             drop(state);
@@ -219,8 +211,9 @@ impl Shared {
             self.fail(&error);
             return Err(error);
         }
-        let outcome = self.note_written(&batch, began);
-        self.complete(batch, &outcome);
+        let mut state = self.state();
+        let outcome = self.note_written(&mut state, &batch, began);
+        self.put_back(state, batch, &outcome);
         outcome
     }
 
@@ -268,8 +261,12 @@ impl Shared {
         self.older_bytes.fetch_sub(before, Ordering::Relaxed);
     }
 
-    fn note_written(&self, batch: &Batch, began: Instant) -> Result<(), LogError> {
-        let mut state = self.state();
+    fn note_written(
+        &self,
+        state: &mut State,
+        batch: &Batch,
+        began: Instant,
+    ) -> Result<(), LogError> {
         if let Some(error @ LogError::Failed(_)) = &state.ended {
             // A sync failed meanwhile: nothing is acknowledged after that.
             return Err(error.clone());
@@ -278,12 +275,11 @@ impl Shared {
         if self.schedule.policy != FsyncPolicy::Always {
             state.unforced_since.get_or_insert(began);
         }
-        self.note_time(&mut state, began);
+        self.note_time(state, began);
         self.bytes.store(state.good_bytes, Ordering::Relaxed);
         if state.good_bytes >= state.rotate_at {
             state.rotation.get_or_insert_default();
         }
-        drop(state);
         self.appended.fetch_add(batch.records(), Ordering::Relaxed);
         Ok(())
     }
@@ -325,9 +321,22 @@ impl Shared {
 
     /// Tells everybody in a batch how it went, and lets the next one be taken.
     fn complete(&self, batch: Batch, outcome: &Result<(), LogError>) {
-        let waiting = self.state().put_back(batch);
+        self.put_back(self.state(), batch, outcome);
+    }
+
+    fn put_back(
+        &self,
+        mut state: MutexGuard<'_, State>,
+        batch: Batch,
+        outcome: &Result<(), LogError>,
+    ) {
+        let waiting = state.put_back(batch);
+        let room_is_wanted = std::mem::take(&mut state.room_is_wanted);
+        drop(state);
         tell(waiting, outcome);
-        self.room.notify_waiters();
+        if room_is_wanted {
+            self.room.notify_waiters();
+        }
     }
 
     /// The log cannot be trusted any more.

@@ -30,9 +30,9 @@ use crate::ports::{LogError, LogRecord, LogStats};
 use super::disk::{FsyncPolicy, SyncSchedule};
 use super::format::max_encoded_bytes;
 use super::marks::Marks;
-use super::queue::{Begun, QueueLimits};
+use super::queue::{Begun, Older, QueueLimits};
 use super::rotation::{Segments, Switched};
-use super::shared::{Older, Shared, WRITTEN_HERE_BYTES};
+use super::shared::{Shared, WRITTEN_HERE_BYTES};
 
 /// The writer as those who append see it.
 pub(super) struct Writer {
@@ -194,6 +194,7 @@ impl Writer {
             return Err(LogError::DurabilityLag);
         }
         if state.queued_bytes() > 0 && state.queued_bytes() + needed > self.limits.bytes {
+            state.room_is_wanted = true;
             return Ok(None);
         }
         if state.is_idle() && needed <= WRITTEN_HERE_BYTES && self.shared.may_write_here(&state) {

@@ -9,11 +9,11 @@ use std::num::NonZeroU32;
 use std::pin::pin;
 use std::time::Duration;
 
-use axum::body::{Body, BodyDataStream};
-use axum::extract::Request;
-use axum::http::{HeaderMap, header};
+use axum::http::{HeaderMap, Request, header};
 use bytes::{Bytes, BytesMut};
-use futures_util::{FutureExt, StreamExt};
+use futures_util::FutureExt;
+use http_body_util::BodyExt;
+use hyper::body::Body;
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -42,8 +42,8 @@ const OPTIONAL_GET_FIELDS: &str = r#", optionally "quorum": a whole number >= 1,
 
 /// Reads the body of a request whose media type and size are as they should be. A body that is not
 /// there with its head takes one of the places of those that are waited for.
-pub(super) async fn read(
-    request: Request,
+pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(
+    request: Request<B>,
     options: &HttpOptions,
     places: Places<'_>,
 ) -> Result<Bytes, Refusal> {
@@ -275,21 +275,24 @@ fn too_large(max: usize) -> Refusal {
     Refusal::new(Code::TooLarge, message)
 }
 
-async fn collect(body: Body, max: usize, too_long: bool) -> Result<Bytes, Refusal> {
-    let mut chunks = body.into_data_stream();
+async fn collect<B: Body<Data = Bytes> + Unpin>(
+    mut body: B,
+    max: usize,
+    too_long: bool,
+) -> Result<Bytes, Refusal> {
     if too_long {
-        discard(chunks).await;
+        discard(body).await;
         return Err(too_large(max));
     }
-    let Some(first) = next(&mut chunks).await? else {
+    let Some(first) = next(&mut body).await? else {
         return Ok(Bytes::new());
     };
     if first.len() > max {
-        discard(chunks).await;
+        discard(body).await;
         return Err(too_large(max));
     }
     // Nearly every body is one chunk, which is used as it is.
-    let Some(second) = next(&mut chunks).await? else {
+    let Some(second) = next(&mut body).await? else {
         return Ok(first);
     };
     let mut whole = BytesMut::with_capacity(2 * (first.len() + second.len()));
@@ -297,24 +300,32 @@ async fn collect(body: Body, max: usize, too_long: bool) -> Result<Bytes, Refusa
     let mut more = Some(second);
     while let Some(chunk) = more {
         if whole.len() + chunk.len() > max {
-            discard(chunks).await;
+            discard(body).await;
             return Err(too_large(max));
         }
         whole.extend_from_slice(&chunk);
-        more = next(&mut chunks).await?;
+        more = next(&mut body).await?;
     }
     Ok(whole.freeze())
 }
 
-async fn next(chunks: &mut BodyDataStream) -> Result<Option<Bytes>, Refusal> {
-    let unreadable =
-        |_| Refusal::bad_request("the body ended early, or its chunks are not well-formed");
-    chunks.next().await.transpose().map_err(unreadable)
+/// The next chunk; trailers are passed over.
+async fn next<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> Result<Option<Bytes>, Refusal> {
+    while let Some(frame) = body.frame().await {
+        let Ok(frame) = frame else {
+            let wrong = "the body ended early, or its chunks are not well-formed";
+            return Err(Refusal::bad_request(wrong));
+        };
+        if let Ok(chunk) = frame.into_data() {
+            return Ok(Some(chunk));
+        }
+    }
+    Ok(None)
 }
 
-async fn discard(mut chunks: BodyDataStream) {
+async fn discard<B: Body<Data = Bytes> + Unpin>(mut body: B) {
     let mut discarded = 0;
-    while let Some(Ok(chunk)) = chunks.next().await {
+    while let Ok(Some(chunk)) = next(&mut body).await {
         discarded += chunk.len();
         if discarded > LINGER_BYTES {
             return;
@@ -325,6 +336,8 @@ async fn discard(mut chunks: BodyDataStream) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::body::Body;
+    use axum::extract::Request;
     use std::sync::atomic::AtomicUsize;
 
     async fn read_all(request: Request, options: &HttpOptions) -> Result<Bytes, Refusal> {

@@ -7,6 +7,8 @@ use std::io::Write;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
+use bytes::Bytes;
+use http_body_util::Full;
 use jiff::fmt::temporal::DateTimePrinter;
 
 use crate::domain::{Member, MemberState, StopRisk, Timestamp, Value};
@@ -15,6 +17,9 @@ use crate::ports::{Answer, BackupStream, ClusterStatus, Compacted, Verdict};
 use super::download::EXPECTED_BYTES;
 use super::errors::{Code, Refusal};
 use super::metrics::Call;
+
+/// A body that is there as a whole.
+pub(super) type Whole = Full<Bytes>;
 
 /// RFC 3339 with all nine digits, so that timestamps of one length compare as texts do.
 const NANOSECONDS: DateTimePrinter = DateTimePrinter::new().precision(Some(9));
@@ -25,19 +30,23 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const ENVELOPE_BYTES: usize = 256;
 
 /// The answer to `/get`, `/add` or `/remove`.
-pub(super) fn answer(call: Call, key: &str, answer: &Answer) -> Response<Body> {
+pub(super) fn answer(call: Call, key: &str, answer: &Answer) -> Response<Whole> {
     envelope(key, answer, |out| push_message(out, call, answer))
 }
 
 /// The answer to a confirmed read.
-pub(super) fn confirmed(key: &str, answer: &Answer) -> Response<Body> {
+pub(super) fn confirmed(key: &str, answer: &Answer) -> Response<Whole> {
     envelope(key, answer, |out| match answer.verdict {
         Verdict::Success => push_message(out, Call::Get, answer),
         Verdict::Partial => push_unconfirmed(out, answer),
     })
 }
 
-fn envelope(key: &str, answer: &Answer, push_message: impl FnOnce(&mut Vec<u8>)) -> Response<Body> {
+fn envelope(
+    key: &str,
+    answer: &Answer,
+    push_message: impl FnOnce(&mut Vec<u8>),
+) -> Response<Whole> {
     let value = answer.value.as_ref().map(Value::as_str);
     let mut out = Vec::with_capacity(ENVELOPE_BYTES + key.len() + value.map_or(0, str::len));
     out.extend_from_slice(match answer.verdict {
@@ -66,7 +75,7 @@ fn envelope(key: &str, answer: &Answer, push_message: impl FnOnce(&mut Vec<u8>))
 }
 
 /// The answer to `/nodes`.
-pub(super) fn nodes(addresses: &[String]) -> Response<Body> {
+pub(super) fn nodes(addresses: &[String]) -> Response<Whole> {
     let mut out = Vec::with_capacity(ENVELOPE_BYTES + 32 * addresses.len());
     out.extend_from_slice(br#"{"status":"success","nodes":["#);
     push_list(&mut out, addresses, |out, address| push_text(out, address));
@@ -75,7 +84,7 @@ pub(super) fn nodes(addresses: &[String]) -> Response<Body> {
 }
 
 /// The answer to `/cluster`.
-pub(super) fn cluster(status: &ClusterStatus) -> Response<Body> {
+pub(super) fn cluster(status: &ClusterStatus) -> Response<Whole> {
     let mut out = Vec::with_capacity(2 * ENVELOPE_BYTES + 160 * status.members.len());
     out.extend_from_slice(br#"{"status":"success","cluster":"#);
     push_text(&mut out, &status.cluster);
@@ -113,7 +122,7 @@ pub(super) fn cluster(status: &ClusterStatus) -> Response<Body> {
 }
 
 /// The answer to `/cluster/safe-to-stop`.
-pub(super) fn stop_risks(risks: &[StopRisk]) -> Response<Body> {
+pub(super) fn stop_risks(risks: &[StopRisk]) -> Response<Whole> {
     let mut out = Vec::with_capacity(ENVELOPE_BYTES + 128 * risks.len());
     out.extend_from_slice(if risks.is_empty() {
         br#"{"status":"success","safe":true,"reasons":["#
@@ -126,7 +135,7 @@ pub(super) fn stop_risks(risks: &[StopRisk]) -> Response<Body> {
 }
 
 /// The answer to `/admin/compact`.
-pub(super) fn compacted(compacted: &Compacted) -> Response<Body> {
+pub(super) fn compacted(compacted: &Compacted) -> Response<Whole> {
     let mut out = Vec::with_capacity(ENVELOPE_BYTES);
     let Compacted { records, bytes_before, bytes_after } = *compacted;
     out.extend_from_slice(br#"{"status":"success","records":"#);
@@ -154,7 +163,7 @@ pub(super) fn backup(stream: Box<dyn BackupStream>) -> Response<Body> {
 }
 
 /// A plain success with a message.
-pub(super) fn fine(message: &str) -> Response<Body> {
+pub(super) fn fine(message: &str) -> Response<Whole> {
     let mut out = Vec::with_capacity(ENVELOPE_BYTES);
     out.extend_from_slice(br#"{"status":"success","message":"#);
     push_text(&mut out, message);
@@ -163,7 +172,7 @@ pub(super) fn fine(message: &str) -> Response<Body> {
 }
 
 /// Nothing was done, and why.
-pub(super) fn refusal(refusal: &Refusal) -> Response<Body> {
+pub(super) fn refusal(refusal: &Refusal) -> Response<Whole> {
     let mut out = Vec::with_capacity(ENVELOPE_BYTES + refusal.message.len());
     out.extend_from_slice(br#"{"status":"error","code":"#);
     push_text(&mut out, refusal.code.as_str());
@@ -193,8 +202,8 @@ pub(super) const fn state_name(state: MemberState) -> &'static str {
     }
 }
 
-fn json(status: StatusCode, body: Vec<u8>) -> Response<Body> {
-    let mut response = Response::new(Body::from(body));
+fn json(status: StatusCode, body: Vec<u8>) -> Response<Whole> {
+    let mut response = Response::new(Whole::from(body));
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);
     response
@@ -276,6 +285,7 @@ fn push_number(out: &mut Vec<u8>, number: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use http_body_util::BodyExt;
     use proptest::prelude::*;
 
     fn shown(timestamp: u64) -> String {
@@ -357,7 +367,7 @@ mod tests {
             achieved: 1,
         };
         let body = answer(Call::Get, text, &found).into_body();
-        let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        let bytes = body.collect().await.unwrap().to_bytes();
         let json: serde_json::Value = serde_json::from_slice(&bytes).unwrap();
         assert_eq!((&json["key"], &json["value"]), (&text.into(), &text.into()));
         assert_eq!(json.as_object().unwrap().len(), 6);

@@ -1,14 +1,22 @@
-//! The routes and what each does between a request's head and its response.
+//! The service: what each request is, and what is done between its head and its response.
+//!
+//! The three calls on data are nearly all requests. They take a short cut past the router, which
+//! boxes and copies for each request as much as the rest of such a call costs; everything else goes
+//! through it.
 
+use std::convert::Infallible;
 use std::sync::Arc;
 
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderValue, Response, header};
+use axum::http::{HeaderValue, Method, Request as RequestOf, Response, header};
 use axum::routing;
 use bytes::Bytes;
+use http_body_util::Either;
+use hyper::body::Body as HttpBody;
 use tokio::time::Instant;
+use tower::{Service, ServiceExt};
 
 use crate::domain::Forgotten;
 use crate::ports::{ClientApi, Consistency, Verdict};
@@ -17,21 +25,53 @@ use super::admission::Places;
 use super::download::BACKUP_PATH;
 use super::errors::{Code, Refusal};
 use super::metrics::{CONTENT_TYPE, Call, Exporter, Metrics, Outcome};
+use super::render::Whole;
 use super::{HttpOptions, body, render};
 
-type Result = std::result::Result<(Outcome, Response<Body>), Refusal>;
+const NOT_FOUND: &str = "there is nothing at this path; the calls are POST /get, POST /add, \
+                         DELETE /remove and GET /nodes";
 
-/// The router over this port.
-pub(super) fn router(
+type Result = std::result::Result<(Outcome, Response<Whole>), Refusal>;
+
+/// The service over this port, for requests with this type of body.
+pub(super) fn service<B>(
     api: Arc<dyn ClientApi>,
     options: HttpOptions,
     metrics: Arc<Metrics>,
-) -> Router {
+) -> impl Service<
+    RequestOf<B>,
+    Response = Response<Either<Whole, Body>>,
+    Error = Infallible,
+    Future: Send + 'static,
+> + Clone
++ Send
++ 'static
+where
+    B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
+{
     let exporter = Exporter::new(Arc::clone(&metrics), Arc::clone(&api));
+    let front = Arc::new(Front { api, options, metrics, exporter });
+    let shared = Arc::new((router(Arc::clone(&front)), front));
+    tower::service_fn(move |request: RequestOf<B>| {
+        let shared = Arc::clone(&shared);
+        async move {
+            let (router, front) = &*shared;
+            if let Some(call) = call_on_data(&request) {
+                return Ok(front.carry_out(call, request).await.map(Either::Left));
+            }
+            // Boxed: the future of nearly all requests need not have room for it.
+            let response = Box::pin(router.clone().oneshot(request.map(Body::new))).await;
+            response.map(|response| response.map(Either::Right))
+        }
+    })
+}
+
+/// Knows the calls on data as well: with other methods they are refused with what is allowed.
+fn router(front: Arc<Front>) -> Router {
     Router::new()
-        .route("/get", routing::post(get))
-        .route("/add", routing::post(add))
-        .route("/remove", routing::delete(remove))
+        .route("/get", routing::post(data))
+        .route("/add", routing::post(data))
+        .route("/remove", routing::delete(data))
         .route("/nodes", routing::get(nodes))
         .route("/healthz", routing::get(health))
         .route("/readyz", routing::get(readiness))
@@ -43,7 +83,18 @@ pub(super) fn router(
         .route("/metrics", routing::get(scrape))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .with_state(Arc::new(Front { api, options, metrics, exporter }))
+        .with_state(front)
+}
+
+/// The call on data that this is.
+fn call_on_data<B>(request: &RequestOf<B>) -> Option<Call> {
+    let (call, method) = match request.uri().path() {
+        "/get" => (Call::Get, Method::POST),
+        "/add" => (Call::Add, Method::POST),
+        "/remove" => (Call::Remove, Method::DELETE),
+        _ => return None,
+    };
+    (*request.method() == method).then_some(call)
 }
 
 struct Front {
@@ -54,24 +105,50 @@ struct Front {
 }
 
 impl Front {
-    /// Reads the body, has `work` answer it, and counts how that ended. A request waits for its body
+    /// Reads the body, does what is asked, and counts how that ended. A request waits for its body
     /// outside the places of those that are worked on, or a few slow clients would take them all.
-    async fn answer_body(
-        &self,
-        call: Call,
-        request: Request,
-        work: impl AsyncFnOnce(Bytes) -> Result,
-    ) -> Response<Body> {
+    async fn carry_out<B>(&self, call: Call, request: RequestOf<B>) -> Response<Whole>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
         let started = Instant::now();
         let result = match self.read(request).await {
-            Ok(bytes) => self.admitted(work(bytes)).await,
+            Ok(bytes) => self.admitted(self.work(call, bytes)).await,
             Err(refusal) => Err(refusal),
         };
         self.finish(call, started, result)
     }
 
+    async fn work(&self, call: Call, bytes: Bytes) -> Result {
+        let (key, answer) = match call {
+            Call::Get => {
+                let (key, options) = body::parse_get(&bytes)?;
+                let answer = self.api.get(key.clone(), options).await?;
+                if options.consistency == Consistency::Confirmed {
+                    let response = render::confirmed(key.as_str(), &answer);
+                    return Ok((outcome(answer.verdict), response));
+                }
+                (key, answer)
+            }
+            Call::Add => {
+                let (key, value, options) = body::parse_key_value(&bytes)?;
+                // The value has its own copy now; the rest of the frame need not wait for the quorum.
+                drop(bytes);
+                let answer = self.api.add(key.clone(), value, options).await?;
+                (key, answer)
+            }
+            Call::Remove => {
+                let (key, options) = body::parse_key(&bytes)?;
+                let answer = self.api.remove(key.clone(), options).await?;
+                (key, answer)
+            }
+            Call::Nodes | Call::Other => return Err(Refusal::new(Code::NotFound, NOT_FOUND)),
+        };
+        Ok((outcome(answer.verdict), render::answer(call, key.as_str(), &answer)))
+    }
+
     /// Runs `work` if there is room for it, and counts how it ended.
-    async fn answer(&self, call: Call, work: impl Future<Output = Result>) -> Response<Body> {
+    async fn answer(&self, call: Call, work: impl Future<Output = Result>) -> Response<Whole> {
         let started = Instant::now();
         let result = self.admitted(work).await;
         self.finish(call, started, result)
@@ -83,7 +160,10 @@ impl Front {
         Ok(self.api.forget(body::parse_id(&bytes)?).await?)
     }
 
-    async fn read(&self, request: Request) -> std::result::Result<Bytes, Refusal> {
+    async fn read<B>(&self, request: RequestOf<B>) -> std::result::Result<Bytes, Refusal>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
         self.working().check()?;
         let awaited = Places::new(&self.metrics.bodies_awaited, self.options.max_in_flight);
         body::read(request, &self.options, awaited).await
@@ -99,7 +179,7 @@ impl Front {
         Places::new(&self.metrics.in_flight, self.options.max_in_flight)
     }
 
-    fn finish(&self, call: Call, started: Instant, result: Result) -> Response<Body> {
+    fn finish(&self, call: Call, started: Instant, result: Result) -> Response<Whole> {
         let (outcome, response) = result
             .unwrap_or_else(|refusal| (Outcome::Refused(refusal.code), render::refusal(&refusal)));
         let took = started.elapsed();
@@ -115,62 +195,34 @@ impl Front {
     }
 }
 
-async fn get(State(front): State<Arc<Front>>, request: Request) -> Response<Body> {
-    let work = async |bytes: Bytes| {
-        let (key, options) = body::parse_get(&bytes)?;
-        let answer = front.api.get(key.clone(), options).await?;
-        let response = match options.consistency {
-            Consistency::Default => render::answer(Call::Get, key.as_str(), &answer),
-            Consistency::Confirmed => render::confirmed(key.as_str(), &answer),
-        };
-        Ok((outcome(answer.verdict), response))
-    };
-    front.answer_body(Call::Get, request, work).await
+async fn data(State(front): State<Arc<Front>>, request: Request) -> Response<Whole> {
+    let call = call_on_data(&request).unwrap_or(Call::Other);
+    front.carry_out(call, request).await
 }
 
-async fn add(State(front): State<Arc<Front>>, request: Request) -> Response<Body> {
-    let work = async |bytes: Bytes| {
-        let (key, value, options) = body::parse_key_value(&bytes)?;
-        // The value has its own copy now; the rest of the frame need not wait for the quorum.
-        drop(bytes);
-        let answer = front.api.add(key.clone(), value, options).await?;
-        Ok((outcome(answer.verdict), render::answer(Call::Add, key.as_str(), &answer)))
-    };
-    front.answer_body(Call::Add, request, work).await
-}
-
-async fn remove(State(front): State<Arc<Front>>, request: Request) -> Response<Body> {
-    let work = async |bytes: Bytes| {
-        let (key, options) = body::parse_key(&bytes)?;
-        let answer = front.api.remove(key.clone(), options).await?;
-        Ok((outcome(answer.verdict), render::answer(Call::Remove, key.as_str(), &answer)))
-    };
-    front.answer_body(Call::Remove, request, work).await
-}
-
-async fn nodes(State(front): State<Arc<Front>>) -> Response<Body> {
+async fn nodes(State(front): State<Arc<Front>>) -> Response<Whole> {
     let work = async { Ok((Outcome::Success, render::nodes(&front.api.nodes()))) };
     front.answer(Call::Nodes, work).await
 }
 
 // The operator's routes below pass by the cap: they are wanted most when the node is overloaded.
 
-async fn health() -> Response<Body> {
+async fn health() -> Response<Whole> {
     render::fine("The process is running.")
 }
 
-async fn readiness(State(front): State<Arc<Front>>) -> Response<Body> {
+async fn readiness(State(front): State<Arc<Front>>) -> Response<Whole> {
     match front.api.readiness() {
         Ok(()) => render::fine("The node is ready."),
         Err(reason) => render::refusal(&Refusal::new(Code::NotReady, reason)),
     }
 }
 
-async fn cluster(State(front): State<Arc<Front>>) -> Response<Body> {
+async fn cluster(State(front): State<Arc<Front>>) -> Response<Whole> {
     render::cluster(&front.api.cluster())
 }
 
-async fn forget(State(front): State<Arc<Front>>, request: Request) -> Response<Body> {
+async fn forget(State(front): State<Arc<Front>>, request: Request) -> Response<Whole> {
     match front.forget(request).await {
         Ok(Forgotten::Now(_)) => render::fine("The member is forgotten."),
         Ok(Forgotten::Before) => render::fine("The member had left or was forgotten before."),
@@ -178,7 +230,7 @@ async fn forget(State(front): State<Arc<Front>>, request: Request) -> Response<B
     }
 }
 
-async fn compact_log(State(front): State<Arc<Front>>) -> Response<Body> {
+async fn compact_log(State(front): State<Arc<Front>>) -> Response<Whole> {
     match front.api.compact_log().await {
         Ok(compacted) => render::compacted(&compacted),
         Err(error) => render::refusal(&error.into()),
@@ -188,29 +240,27 @@ async fn compact_log(State(front): State<Arc<Front>>) -> Response<Body> {
 async fn backup(State(front): State<Arc<Front>>) -> Response<Body> {
     match front.api.backup().await {
         Ok(stream) => render::backup(stream),
-        Err(error) => render::refusal(&error.into()),
+        Err(error) => render::refusal(&error.into()).map(Body::new),
     }
 }
 
-async fn safe_to_stop(State(front): State<Arc<Front>>) -> Response<Body> {
+async fn safe_to_stop(State(front): State<Arc<Front>>) -> Response<Whole> {
     render::stop_risks(&front.api.stop_risks())
 }
 
-async fn scrape(State(front): State<Arc<Front>>) -> Response<Body> {
-    let mut response = Response::new(Body::from(front.exporter.render()));
+async fn scrape(State(front): State<Arc<Front>>) -> Response<Whole> {
+    let mut response = Response::new(Whole::from(front.exporter.render()));
     let content_type = HeaderValue::from_static(CONTENT_TYPE);
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response
 }
 
-async fn not_found(State(front): State<Arc<Front>>) -> Response<Body> {
-    let message = "there is nothing at this path; the calls are POST /get, POST /add, \
-                   DELETE /remove and GET /nodes";
-    front.answer(Call::Other, async { Err(Refusal::new(Code::NotFound, message)) }).await
+async fn not_found(State(front): State<Arc<Front>>) -> Response<Whole> {
+    front.answer(Call::Other, async { Err(Refusal::new(Code::NotFound, NOT_FOUND)) }).await
 }
 
 /// The router adds the `Allow` header.
-async fn method_not_allowed(State(front): State<Arc<Front>>) -> Response<Body> {
+async fn method_not_allowed(State(front): State<Arc<Front>>) -> Response<Whole> {
     let message = "this path does not take this method; the calls are POST /get, POST /add, \
                    DELETE /remove and GET /nodes";
     front.answer(Call::Other, async { Err(Refusal::new(Code::MethodNotAllowed, message)) }).await
@@ -236,9 +286,10 @@ mod tests {
         StoreStats, SyncTimes,
     };
     use axum::http::{Method, StatusCode};
+    use http_body_util::BodyExt;
     use proptest::prelude::*;
     use std::time::Duration;
-    use tower::ServiceExt;
+    use tower::util::BoxCloneSyncService;
 
     const TIMESTAMP: u64 = 1_700_000_000_123_456_789;
     const SHOWN: &str = "2023-11-14T22:13:20.123456789Z";
@@ -253,28 +304,34 @@ mod tests {
         }
     }
 
-    fn app(api: MockClientApi) -> Router {
-        router(Arc::new(api), HttpOptions::default(), Arc::default())
+    type App = BoxCloneSyncService<Request, Response<Either<Whole, Body>>, Infallible>;
+
+    fn app(api: MockClientApi) -> App {
+        app_with(api, HttpOptions::default())
+    }
+
+    fn app_with(api: MockClientApi, options: HttpOptions) -> App {
+        BoxCloneSyncService::new(service(Arc::new(api), options, Arc::default()))
     }
 
     fn request(method: Method, path: &str, body: impl Into<Body>) -> Request {
         axum::http::Request::builder().method(method).uri(path).body(body.into()).unwrap()
     }
 
-    async fn send(app: &Router, request: Request) -> (Response<()>, String) {
+    async fn send(app: &App, request: Request) -> (Response<()>, String) {
         let (head, body) = app.clone().oneshot(request).await.unwrap().into_parts();
-        let bytes = axum::body::to_bytes(body, usize::MAX).await.unwrap();
+        let bytes = body.collect().await.unwrap().to_bytes();
         (Response::from_parts(head, ()), String::from_utf8(bytes.to_vec()).unwrap())
     }
 
-    async fn post(app: &Router, path: &str, body: &'static str) -> (u16, String) {
+    async fn post(app: &App, path: &str, body: &'static str) -> (u16, String) {
         let method = if path == "/remove" { Method::DELETE } else { Method::POST };
         let (head, text) = send(app, request(method, path, body)).await;
         assert_eq!(head.headers()[header::CONTENT_TYPE], "application/json");
         (head.status().as_u16(), text)
     }
 
-    async fn get_from(app: &Router, path: &str) -> (u16, String) {
+    async fn get_from(app: &App, path: &str) -> (u16, String) {
         let (head, text) = send(app, request(Method::GET, path, Body::empty())).await;
         (head.status().as_u16(), text)
     }
@@ -310,7 +367,7 @@ mod tests {
         let app = app(backup_of(&["abc"], Err(LogError::Closed)));
         let request = request(Method::GET, "/admin/backup", Body::empty());
         let (_, body) = app.oneshot(request).await.unwrap().into_parts();
-        assert!(axum::body::to_bytes(body, usize::MAX).await.is_err());
+        assert!(body.collect().await.is_err());
     }
 
     #[tokio::test]
@@ -497,7 +554,7 @@ mod tests {
     #[tokio::test]
     async fn a_body_over_the_limit_is_too_large() {
         let options = HttpOptions { max_body_bytes: 10, ..HttpOptions::default() };
-        let app = router(Arc::new(MockClientApi::new()), options, Arc::default());
+        let app = app_with(MockClientApi::new(), options);
         let (status, body) = post(&app, "/get", r#"{"key":"kkkkk"}"#).await;
         assert_eq!(status, 413);
         assert!(body.starts_with(r#"{"status":"error","code":"too_large","message":""#));
@@ -507,7 +564,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_above_the_cap_is_shed_before_its_body_is_read() {
         let options = HttpOptions { max_in_flight: 0, ..HttpOptions::default() };
-        let app = router(Arc::new(MockClientApi::new()), options, Arc::default());
+        let app = app_with(MockClientApi::new(), options);
         let never = futures_util::stream::pending::<std::result::Result<&[u8], std::io::Error>>();
         let never = Body::from_stream(never);
         let (head, body) = send(&app, request(Method::POST, "/add", never)).await;
@@ -522,7 +579,7 @@ mod tests {
         let options = HttpOptions { max_in_flight: 1, ..HttpOptions::default() };
         let mut api = MockClientApi::new();
         api.expect_get().times(3).returning(|_, _| Ok(found(None)));
-        let app = router(Arc::new(api), options, Arc::default());
+        let app = app_with(api, options);
         for _ in 0..3 {
             assert_eq!(post(&app, "/get", r#"{"key":"k"}"#).await.0, 200);
         }

@@ -1,5 +1,7 @@
 //! Serving connections, from the first to the last.
 
+use std::convert::Infallible;
+use std::future::ready;
 use std::io;
 use std::net::{SocketAddr, TcpListener};
 use std::pin::pin;
@@ -7,7 +9,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use axum_server::Handle;
+use hyper::body::Incoming;
 use tokio_util::sync::CancellationToken;
+use tower::service_fn;
 
 use crate::ports::ClientApi;
 
@@ -37,7 +41,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> io::Result<()> {
     let metrics = Arc::new(Metrics::default());
-    let router = routes::router(api, options, Arc::clone(&metrics));
+    let service = routes::service::<Incoming>(api, options, Arc::clone(&metrics));
     let accepting = Arc::clone(&metrics);
     let handle = Handle::<SocketAddr>::new();
     let _closed_at_the_latest = CloseOnDrop(handle.clone());
@@ -58,7 +62,9 @@ pub async fn serve(
         .max_buf_size(MAX_HEAD_BYTES)
         .header_read_timeout(options.keep_alive_timeout);
 
-    let mut serving = pin!(server.serve(router.into_make_service()));
+    let mut serving = pin!(
+        server.serve(service_fn(move |_: SocketAddr| ready(Ok::<_, Infallible>(service.clone()))))
+    );
     tokio::select! {
         ended = &mut serving => return ended,
         () = stop.cancelled() => handle.graceful_shutdown(Some(options.drain)),
