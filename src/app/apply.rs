@@ -89,11 +89,10 @@ impl Replica {
         write: KeyedEntry,
         origin: Origin,
     ) -> Result<WriteReply, ApplyError> {
-        let _passing = self.fence.pass().await.map_err(hangs)?;
+        let _change = self.underway.begin();
         if let Some(reply) = self.admit(&write, Way::Entering(origin))? {
             return Ok(reply);
         }
-        let _change = self.underway.begin();
         self.log.append(&[LogRecord::Write(write.clone())]).await?;
         Ok(self.settle(write, origin))
     }
@@ -105,10 +104,7 @@ impl Replica {
         writes: Vec<KeyedEntry>,
         origin: Origin,
     ) -> Vec<Result<WriteReply, ApplyError>> {
-        match self.fence.pass().await.map_err(hangs) {
-            Ok(_passing) => self.enter(writes, Way::Entering(origin)).await,
-            Err(blocked) => writes.iter().map(|_| Err(blocked.clone().into())).collect(),
-        }
+        self.enter(writes, Way::Entering(origin)).await
     }
 
     /// Merges in what a member holds that is certified further than this node: for it, the fence
@@ -126,6 +122,7 @@ impl Replica {
         way: Way,
     ) -> Vec<Result<WriteReply, ApplyError>> {
         let origin = way.origin();
+        let _change = self.underway.begin();
         let mut replies = Vec::with_capacity(writes.len());
         let mut records = Vec::with_capacity(writes.len());
         let mut places = Vec::with_capacity(writes.len());
@@ -143,7 +140,6 @@ impl Replica {
         if records.is_empty() {
             return replies;
         }
-        let _change = self.underway.begin();
         let logged = self.log.append(&records).await;
         let full = logged == Err(LogError::DiskFull);
         let rest = if full { self.log_removals(&records).await } else { logged.clone() };
@@ -253,7 +249,7 @@ impl Replica {
         if horizon <= self.horizon() {
             return Ok(());
         }
-        let before = self.fence.shut(horizon).await.map_err(hangs)?;
+        let before = self.fence.shut(horizon, &self.underway).await.map_err(hangs)?;
         // Whatever was on its way in has arrived now.
         if self.fence.last_late() >= Some(since) {
             self.fence.open(before);

@@ -5,8 +5,9 @@
 //! removed so long ago that its tombstone is gone. It is refused like an entry that is older than
 //! the held one, and a coordinator that stamped it a moment ago, by a clock far behind, stamps anew.
 //!
-//! A new horizon is refused up to first, and made durable then: the fence is shut for a moment, and
-//! nobody waits at it for a disk. Both waits at the fence have an end.
+//! A new horizon is refused up to first; then what was checked before is waited for, or a ghost among
+//! that could come in after the tombstone that hides it is gone; and only then is it made durable. Nobody
+//! waits at the fence, for a disk or otherwise.
 //!
 //! Not here: when a horizon is reached (`domain/horizon.rs`, `collector.rs`).
 
@@ -14,17 +15,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{RwLock, RwLockReadGuard};
 use tokio::time::timeout;
 
 use crate::domain::{LATE_NS, NodeId, Timestamp, Version};
 
-/// How long a new horizon waits for entries that are on their way from the check to the store, by way
-/// of the log. As long as it does, entries of others wait, too.
-const SHUT_WITHIN: Duration = Duration::from_secs(1);
+use super::underway::Underway;
 
-/// How long an entry waits for a new horizon: several may come one after the other.
-const PASS_WITHIN: Duration = Duration::from_secs(2);
+/// How long a new horizon waits for entries that are on their way from the check to the store, by way
+/// of the log.
+const SHUT_WITHIN: Duration = Duration::from_secs(1);
 
 /// Where this node is certified; it only rises, until the node joins (again).
 #[derive(Debug, Default)]
@@ -55,9 +54,6 @@ pub(crate) struct Fence {
     horizon: Arc<Horizon>,
     /// Up to where entries are refused, if that is further: a horizon that is being made durable.
     shut: AtomicU64,
-    /// Shared by entries between their check and the store, held alone by a new horizon: or a ghost
-    /// that was checked before could come in after the tombstone that hides it is gone.
-    passing: RwLock<()>,
     /// When the last late arrival was, in nanoseconds; 0: never.
     last_late: AtomicU64,
     late: AtomicU64,
@@ -66,31 +62,28 @@ pub(crate) struct Fence {
 
 impl Fence {
     pub(crate) fn new(horizon: Arc<Horizon>) -> Self {
-        let (passing, last_late) = (RwLock::new(()), AtomicU64::new(0));
-        let (shut, late, dropped) = (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
-        Self { horizon, shut, passing, last_late, late, dropped }
+        let [shut, last_late, late, dropped] = [const { AtomicU64::new(0) }; 4];
+        Self { horizon, shut, last_late, late, dropped }
     }
 
     pub(crate) const fn horizon(&self) -> &Arc<Horizon> {
         &self.horizon
     }
 
-    /// Holds off a new horizon for as long as the guard is held.
-    pub(crate) async fn pass(&self) -> Result<RwLockReadGuard<'_, ()>, Blocked> {
-        match self.passing.try_read() {
-            Ok(passing) => Ok(passing),
-            // Rare, and boxed: a timer is large.
-            Err(_) => Box::pin(timeout(PASS_WITHIN, self.passing.read())).await.or(Err(Blocked)),
+    /// Refuses entries up to there, and waits for those that were checked before: changes are under
+    /// way from before their check on. Returns up to where they were refused until now.
+    pub(crate) async fn shut(
+        &self,
+        through: Timestamp,
+        changes: &Underway,
+    ) -> Result<Timestamp, Blocked> {
+        let before =
+            Timestamp::from_nanos(self.shut.fetch_max(through.as_nanos(), Ordering::SeqCst));
+        if timeout(SHUT_WITHIN, changes.settled()).await.is_err() {
+            self.open(before);
+            return Err(Blocked);
         }
-    }
-
-    /// Refuses entries up to there, once what passed before has arrived. Returns up to where they
-    /// were refused until now.
-    pub(crate) async fn shut(&self, through: Timestamp) -> Result<Timestamp, Blocked> {
-        let alone = timeout(SHUT_WITHIN, self.passing.write()).await.or(Err(Blocked))?;
-        let before = self.shut.fetch_max(through.as_nanos(), Ordering::AcqRel);
-        drop(alone);
-        Ok(Timestamp::from_nanos(before))
+        Ok(before)
     }
 
     /// The horizon for which it was shut is not reached.
@@ -106,7 +99,7 @@ impl Fence {
 
     /// Up to where entries are refused that are not held: the horizon, or one on its way to the log.
     pub(crate) fn through(&self) -> Timestamp {
-        self.horizon.get().max(Timestamp::from_nanos(self.shut.load(Ordering::Acquire)))
+        self.horizon.get().max(Timestamp::from_nanos(self.shut.load(Ordering::SeqCst)))
     }
 
     /// By what an entry with this stamp is superseded, if it is not held: larger than any version

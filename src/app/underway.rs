@@ -1,10 +1,11 @@
-//! `Underway`: the changes that are in the log but perhaps not yet in the store.
+//! `Underway`: the changes that have begun but are perhaps not in the store yet.
 //!
-//! A compaction takes from the store what the log says so far. So it has to know that every change
-//! logged before has arrived there. Changes come in turns: each belongs to the turn in which it
-//! began, before it was logged, and a turn is over when the next one has begun and the last of its
+//! A compaction takes from the store what the log says so far, so it has to know that every change
+//! logged before has arrived there. A new horizon has to know the same of every change that was checked
+//! against the one before. Changes come in turns: each belongs to the turn in which it began, before
+//! it was checked and logged, and a turn is over when the next one has begun and the last of its
 //! changes has ended. (Epochs, as in reclamation schemes: Fraser, "Practical lock-freedom", 2004;
-//! with one waiter and two turns.)
+//! with one waiter at a time and two turns.)
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -28,7 +29,8 @@ pub(crate) struct Change<'a> {
 }
 
 impl Underway {
-    /// A change begins. Before it is logged.
+    /// A change begins. Before it is checked and logged: whoever waits for it has stored what the check
+    /// has to see (all of this is sequentially consistent).
     pub(crate) fn begin(&self) -> Change<'_> {
         loop {
             let turn = self.turn.load(Ordering::SeqCst);
