@@ -58,15 +58,14 @@ impl Compactor {
                 Ok(compacted)
             }
             Err(LogError::Overloaded) => Err(ClientError::Overloaded(BUSY)),
+            // Of the copy; if it is the log itself, the node ends.
+            Err(LogError::Failed(reason)) => {
+                tracing::warn!(%reason, "log not compacted");
+                Err(ClientError::LogFailed(format!("the log is not compacted: {reason}")))
+            }
             Err(error) => {
                 tracing::warn!(%error, "log not compacted");
-                Err(match error {
-                    // Of the copy; if it is the log itself, the node ends.
-                    LogError::Failed(reason) => {
-                        ClientError::LogFailed(format!("the log is not compacted: {reason}"))
-                    }
-                    error => ClientError::from(&error),
-                })
+                Err(ClientError::from(&error))
             }
         }
     }
