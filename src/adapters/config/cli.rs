@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use super::bench::{self, BenchPlan};
 use super::forms::{self, SeedAddr};
 use super::keys::{KEYS, KeySpec, Kind};
 
@@ -47,14 +48,19 @@ pub(super) struct CommandLine {
 }
 
 /// What is to be done.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(super) enum Asked {
     Run,
     LogCheck(Vec<PathBuf>),
     LogDump(Vec<PathBuf>),
     LogRepair(PathBuf),
     LogImport(PathBuf),
-    Backup { to: PathBuf, from: Option<SeedAddr> },
+    Backup {
+        to: PathBuf,
+        from: Option<SeedAddr>,
+    },
+    /// The nodes may be left open.
+    Bench(Box<BenchPlan>),
 }
 
 /// Reads the command line. The first argument is the program.
@@ -78,6 +84,7 @@ pub(super) fn read(args: Vec<OsString>) -> Result<CommandLine, clap::Error> {
         ["backup"] => {
             Asked::Backup { to: path(), from: innermost.get_one::<SeedAddr>(FROM).cloned() }
         }
+        ["bench"] => Asked::Bench(Box::new(bench::plan(innermost))),
         _ => Asked::Run,
     };
     let flags = KEYS.iter().filter_map(|key| Some((key, text(innermost, key)?))).collect();
@@ -104,6 +111,7 @@ fn command() -> Command {
         .args(KEYS.iter().map(arg))
         .subcommand(log())
         .subcommand(backup())
+        .subcommand(bench::command().args(http_keys()))
 }
 
 /// What commands work on.
@@ -173,7 +181,12 @@ fn backup() -> Command {
         )
         .arg(path("Where to put it: a directory that is empty, or does not exist").value_name("DIR"))
         .arg(from)
-        .args(HTTP_KEYS.iter().filter_map(|name| KeySpec::find(name)).map(arg))
+        .args(http_keys())
+}
+
+/// The flags by which the node of this machine's configuration is found.
+fn http_keys() -> impl Iterator<Item = Arg> {
+    HTTP_KEYS.iter().filter_map(|name| KeySpec::find(name)).map(arg)
 }
 
 fn arg(key: &KeySpec) -> Arg {

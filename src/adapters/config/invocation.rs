@@ -1,11 +1,11 @@
-//! What a command line asks for: a node, or something done with what nodes leave behind.
+//! What a command line asks for: a node, or something done with nodes and what they leave behind.
 
 use std::path::PathBuf;
 
-use super::Config;
+use super::{BenchPlan, Config};
 
 /// What the process is to do.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Invocation {
     /// Run a node until it is asked to stop.
     Run(Box<Config>),
@@ -14,7 +14,7 @@ pub enum Invocation {
 }
 
 /// Anything but running a node.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Command {
     /// `lally log ...`.
     Log(LogCommand),
@@ -25,6 +25,8 @@ pub enum Command {
         /// `HOST:PORT`, where the node answers clients.
         from: String,
     },
+    /// `lally bench`.
+    Bench(Box<BenchPlan>),
 }
 
 /// What is done with a log.

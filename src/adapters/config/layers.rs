@@ -61,6 +61,12 @@ fn parse_beside(
             };
             return Ok(Invocation::Do(Command::Backup { to, from }));
         }
+        Asked::Bench(mut plan) => {
+            if plan.addrs.is_empty() {
+                plan.addrs = vec![config()?.http_addr_here().map_err(Refused::new)?];
+            }
+            return Ok(Invocation::Do(Command::Bench(plan)));
+        }
     };
     Ok(Invocation::Do(Command::Log(command)))
 }

@@ -8,6 +8,7 @@
 //! `settings`, and what else but running a node can be asked for in `invocation`.
 //! `docs/configuration.md` is the reference for users.
 
+mod bench;
 mod cli;
 mod errors;
 mod forms;
@@ -16,6 +17,7 @@ mod keys;
 mod layers;
 mod settings;
 
+pub use bench::{BenchPlan, Distribution, Extent, Mix};
 pub use errors::{ConfigExit, Stream};
 pub use forms::{AdvertiseAddr, SeedAddr};
 pub use invocation::{Command, Invocation, LogCommand};

@@ -11,8 +11,9 @@ use super::reserve::{Ahead, Answer};
 /// so that data is at most two seconds behind even if the sync takes another.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
-/// With `everysec`: how old acknowledged data may become before no more is acknowledged.
-const LAG_MAX: Duration = Duration::from_secs(2);
+/// With `everysec`: how old acknowledged data may become before no more is taken. So what a power cut
+/// takes was acknowledged within two seconds, also if the last answer took a tenth of one.
+const LAG_MAX: Duration = Duration::from_millis(1_900);
 
 /// When acknowledged data is forced to the device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -7,7 +7,7 @@ use crate::adapters::data_dir::DataDirError;
 use crate::ports::{BookError, LogError};
 
 use super::errors::RunError;
-use super::{backup, log_check, log_dump, log_import, log_repair};
+use super::{backup, bench, log_check, log_dump, log_import, log_repair};
 
 /// Carries out a command, and writes what it has to say to `out`. A reader who has seen enough and
 /// closes it ends the command quietly.
@@ -23,6 +23,7 @@ pub async fn perform(command: Command, out: &mut (dyn Write + Send)) -> Result<(
             log_import::import(&file, &node, out).await
         }
         Command::Backup { to, from } => backup::backup(&to, &from, out).await,
+        Command::Bench(plan) => bench::bench(*plan, out).await,
     };
     let flushed = out.flush().map_err(Stopped::from);
     match done.and(flushed) {

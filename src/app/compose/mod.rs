@@ -6,6 +6,7 @@
 
 mod addresses;
 mod backup;
+mod bench;
 mod command;
 mod errors;
 mod log_check;

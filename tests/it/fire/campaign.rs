@@ -43,7 +43,10 @@ pub struct Tally {
     pub rounds: usize,
     pub acknowledged: usize,
     pub lost: usize,
+    /// The longest time from the oldest lost acknowledgement to the failure,
     pub oldest: Duration,
+    /// and to the last acknowledgement before it.
+    pub span: Duration,
     pub lost_after_stop: usize,
     pub compacted: usize,
     /// States that are no prefix of what was done.
@@ -124,6 +127,7 @@ impl Campaign {
             let judged = judge(&histories, &found, failed);
             tally.lost += judged.lost;
             tally.oldest = tally.oldest.max(judged.oldest);
+            tally.span = tally.span.max(judged.span);
             if failure == Failure::StopAndCut {
                 tally.lost_after_stop += judged.lost;
             }
@@ -238,7 +242,8 @@ pub fn report(title: &str, tallies: &[(Kind, Policy, Tally)], took: Duration) ->
         "# {title}, {}\n\nRevision {}, {}{}, {} cores, {} s. What is done and what is \
          counted: [docs/durability.md](../durability.md#kills-and-power-cuts).\n\n\
          | server | policy | failures | compactions | acknowledged | lost | oldest lost | \
-         after a stop | no prefix | wrong |\n|---|---|---|---|---|---|---|---|---|---|\n",
+         lost writes span | after a stop | no prefix | wrong |\n\
+         |---|---|---|---|---|---|---|---|---|---|---|\n",
         results::date(),
         results::revision(),
         results::build(),
@@ -246,15 +251,20 @@ pub fn report(title: &str, tallies: &[(Kind, Policy, Tally)], took: Duration) ->
         results::cores(),
         took.as_secs(),
     );
+    let shown = |time: Duration| match time {
+        Duration::ZERO => "-".to_owned(),
+        time => format!("{} ms", time.as_millis()),
+    };
     for (kind, policy, tally) in tallies {
         writeln!(
             out,
-            "| {kind} | `{policy}` | {} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {kind} | `{policy}` | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             tally.rounds,
             tally.compacted,
             tally.acknowledged,
             tally.lost,
-            if tally.lost > 0 { format!("{} ms", tally.oldest.as_millis()) } else { "-".into() },
+            shown(tally.oldest),
+            shown(tally.span),
             tally.lost_after_stop,
             tally.disorder.len(),
             tally.wrong.len(),

@@ -141,6 +141,8 @@ pub struct Judgement {
     pub lost: usize,
     /// How long before the failure the oldest of them was acknowledged.
     pub oldest: Duration,
+    /// And how long before the last that was acknowledged to anybody before the failure.
+    pub span: Duration,
     /// What is not what a prefix of the operations leaves.
     pub disorder: Vec<String>,
 }
@@ -148,6 +150,8 @@ pub struct Judgement {
 /// Compares what was found with what was done before this moment, history by history.
 pub fn judge(histories: &[History], found: &[Vec<State>], failed: Instant) -> Judgement {
     let mut judgement = Judgement::default();
+    let all = histories.iter().flat_map(|history| &history.operations);
+    let newest = all.filter_map(|one| one.acknowledged_by(failed)).map(|(_, at)| at).max();
     let mut ranges = BTreeMap::new();
     for (place, (history, found)) in histories.iter().zip(found).enumerate() {
         match history.prefix(found) {
@@ -158,6 +162,8 @@ pub fn judge(histories: &[History], found: &[Vec<State>], failed: Instant) -> Ju
                 for (_, at) in lost.filter_map(|operation| operation.acknowledged_by(failed)) {
                     judgement.lost += 1;
                     judgement.oldest = judgement.oldest.max(failed.duration_since(at));
+                    let span = newest.map_or(Duration::ZERO, |newest| newest.duration_since(at));
+                    judgement.span = judgement.span.max(span);
                 }
             }
         }
@@ -242,9 +248,11 @@ mod tests {
         let judgement = judge_one(&[Some("a")], Duration::from_secs(3));
         assert_eq!((judgement.lost, judgement.disorder.len()), (1, 0));
         assert_eq!(judgement.oldest, Duration::from_secs(3));
+        assert_eq!(judgement.span, Duration::ZERO, "it is the last itself");
         let judgement = judge_one(&[], Duration::from_secs(3));
         assert_eq!((judgement.lost, judgement.disorder.len()), (2, 0));
         assert!(judgement.oldest >= Duration::from_secs(3));
+        assert_eq!(judgement.oldest, judgement.span + Duration::from_secs(3));
     }
 
     #[test]

@@ -8,7 +8,7 @@
 //! limits), [`abuse`] (what no client should send), [`cluster`] (quorums, joining, leaving),
 //! [`consistency`] (what reads may see), [`operators`] (forgetting members, safe stops),
 //! [`faults`] (members that die, hang, or lose their disk), [`large_join`], [`large_log`],
-//! [`forgetting`], [`compaction`], [`backup`], [`full_disk`], [`slow_disk`], [`full_memory`], [`overload`], [`content`] (bytes come
+//! [`forgetting`], [`compaction`], [`backup`], [`bench`], [`full_disk`], [`slow_disk`], [`full_memory`], [`overload`], [`content`] (bytes come
 //! back as they were), [`durable_names`] (what a power cut must not take), [`dataset`],
 //! [`log_commands`], [`log_import`] and [`log_repair`] (`lally log ...`, recovering from peers),
 //! [`log_refusals`] (logs that no node starts on), and [`readme`] (what it tells people to type).
@@ -19,6 +19,7 @@
 
 mod abuse;
 mod backup;
+mod bench;
 pub(super) mod client;
 mod cluster;
 mod compaction;

@@ -1,0 +1,140 @@
+//! One connection to a node, made anew when it is gone.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+
+use super::workload::Call;
+
+/// Longer than a node takes for any request.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+
+/// What became of a request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Reply {
+    Success,
+    /// Fewer nodes than required took part.
+    Partial,
+    /// The code of a refusal, or what went wrong on the way.
+    Error(String),
+}
+
+/// A connection to one node.
+#[derive(Debug)]
+pub(super) struct Connection {
+    addr: Arc<str>,
+    open: Option<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    sender: SendRequest<Full<Bytes>>,
+    /// What drives the connection, as long as this is held.
+    _driving: JoinSet<()>,
+}
+
+impl Connection {
+    /// Connects when it is first used.
+    pub(super) const fn to(addr: Arc<str>) -> Self {
+        Self { addr, open: None }
+    }
+
+    /// Whether it broke off, or was never made.
+    pub(super) const fn is_broken(&self) -> bool {
+        self.open.is_none()
+    }
+
+    /// Sends a request and waits for what becomes of it. Not cancel safe: dropped halfway, the
+    /// connection must not be used again.
+    pub(super) async fn ask(&mut self, call: Call, body: Bytes) -> Reply {
+        let asked = timeout(ANSWER_WITHIN, self.try_ask(call, body)).await;
+        let late = || Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in 15 s").into());
+        asked.unwrap_or_else(|_| late()).unwrap_or_else(|error| {
+            self.open = None;
+            Reply::Error(format!("{}: {error}", self.addr))
+        })
+    }
+
+    async fn try_ask(&mut self, call: Call, body: Bytes) -> Result<Reply, Broken> {
+        let open = match self.open.take() {
+            Some(open) if !open.sender.is_closed() => open,
+            _ => Open::connect(&self.addr).await?,
+        };
+        let open = self.open.insert(open);
+        let method = if call == Call::Remove { Method::DELETE } else { Method::POST };
+        let request = Request::builder()
+            .method(method)
+            .uri(format!("/{}", call.name()))
+            .header(header::HOST, &*self.addr)
+            .header(header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))?;
+        open.sender.ready().await?;
+        let response = open.sender.send_request(request).await?;
+        let status = response.status();
+        let body = response.into_body().collect().await?.to_bytes();
+        Ok(reply(status, &body))
+    }
+}
+
+impl Open {
+    async fn connect(addr: &str) -> Result<Self, Broken> {
+        let stream = TcpStream::connect(addr).await?;
+        stream.set_nodelay(true)?;
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+        let mut driving = JoinSet::new();
+        driving.spawn(async move {
+            // What goes wrong is told to whoever waits for the answer.
+            connection.await.ok();
+        });
+        Ok(Self { sender, _driving: driving })
+    }
+}
+
+type Broken = Box<dyn std::error::Error + Send + Sync>;
+
+fn reply(status: StatusCode, body: &[u8]) -> Reply {
+    if status == StatusCode::OK && body.starts_with(br#"{"status":"success""#) {
+        return Reply::Success;
+    }
+    let json: serde_json::Value = serde_json::from_slice(body).unwrap_or_default();
+    let field = |name| json.get(name).and_then(serde_json::Value::as_str);
+    match (field("status"), field("code")) {
+        (Some("success"), _) => Reply::Success,
+        (Some("partial"), _) => Reply::Partial,
+        (_, Some(code)) => Reply::Error(format!("{} {code}", status.as_u16())),
+        _ => Reply::Error(format!("{}, which is not what a node of Lally says", status.as_u16())),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reply_is_what_the_body_says() {
+        for (status, body, expected) in [
+            (200, r#"{"status":"success","key":"k"}"#, Reply::Success),
+            (200, r#"{ "status" : "success" }"#, Reply::Success),
+            (200, r#"{"status":"partial","key":"k"}"#, Reply::Partial),
+            (
+                503,
+                r#"{"status":"error","code":"overloaded","message":"m"}"#,
+                Reply::Error("503 overloaded".into()),
+            ),
+        ] {
+            let status = StatusCode::from_u16(status).unwrap();
+            assert_eq!(reply(status, body.as_bytes()), expected);
+        }
+        let foreign = reply(StatusCode::OK, b"<html>");
+        assert!(matches!(foreign, Reply::Error(said) if said.contains("Lally")));
+    }
+}

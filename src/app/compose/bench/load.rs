@@ -1,0 +1,278 @@
+//! Keeps all connections at work until the goal is reached, on time if there is a rate.
+//!
+//! With a rate, requests have numbers, and the n-th is due n intervals after the beginning. A free
+//! connection takes the next number, waits until it is due, and asks. If none was free when a request
+//! was due, its time counts from then on: a node that stalls cannot hide that by keeping the next
+//! requests from being sent (coordinated omission: Tene, "How not to measure latency", 2013). What is due
+//! and not sent when the time is over is counted as such.
+
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until};
+
+use crate::adapters::config::{BenchPlan, Extent};
+
+use super::connection::{Connection, Reply};
+use super::tally::Tally;
+use super::workload::{Call, Workload};
+
+/// How often progress is told, and the length of a step of the series.
+const STEP: Duration = Duration::from_secs(1);
+
+/// How long a connection that broke off is left alone.
+const AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// What is to be reached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Goal {
+    /// Every key is written, as fast as it goes.
+    Fill,
+    /// Load that is not counted.
+    Warmup(Extent),
+    /// Load that is.
+    Measure(Extent),
+}
+
+impl Goal {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Fill => "fill",
+            Self::Warmup(_) => "warm-up",
+            Self::Measure(_) => "load",
+        }
+    }
+}
+
+/// What was measured.
+#[derive(Debug)]
+pub(super) struct Measured {
+    pub(super) took: Duration,
+    pub(super) tally: Tally,
+    pub(super) series: Vec<Step>,
+    /// Requests that were due and not sent.
+    pub(super) unsent: u64,
+    pub(super) is_interrupted: bool,
+}
+
+/// A second of it, or what there was of the last one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(super) struct Step {
+    /// When it ended.
+    pub(super) at: Duration,
+    pub(super) per_second: f64,
+    pub(super) errors: u64,
+    pub(super) median_us: u64,
+    pub(super) p99_us: u64,
+}
+
+/// Applies the load of the plan until the goal is reached, or an interrupt comes.
+pub(super) async fn apply(plan: &BenchPlan, goal: Goal) -> Measured {
+    let plan = Arc::new(plan.clone());
+    let pace = Arc::new(Pace::of(&plan, goal));
+    let value = Workload::value(&plan);
+    let mut connections = JoinSet::new();
+    for number in (0..).take(plan.connections) {
+        let index = usize::try_from(number).unwrap_or_default();
+        let Some(addr) = plan.addrs.get(index % plan.addrs.len().max(1)) else { break };
+        let connection = Connection::to(addr.as_str().into());
+        let workload = Workload::new(&plan, &value, number);
+        connections.spawn(drive(Arc::clone(&pace), connection, workload));
+    }
+    let mut result = Measured {
+        took: Duration::ZERO,
+        tally: Tally::new(),
+        series: Vec::new(),
+        unsent: 0,
+        is_interrupted: false,
+    };
+    let mut ticks = interval_at(pace.began + STEP, STEP);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut interrupt = Box::pin(async {
+        // Where that cannot be noticed, it ends the process.
+        if tokio::signal::ctrl_c().await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    });
+    loop {
+        tokio::select! {
+            ended = connections.join_next() => if ended.is_none() { break },
+            _ = ticks.tick() => result.take_step(&pace, goal),
+            () = &mut interrupt, if !result.is_interrupted => {
+                result.is_interrupted = true;
+                connections.abort_all();
+            }
+        }
+    }
+    result.take_step(&pace, goal);
+    result.unsent = pace.unsent(pace.began.elapsed());
+    result
+}
+
+impl Measured {
+    /// Takes what was counted since the last time, and tells progress.
+    fn take_step(&mut self, pace: &Pace, goal: Goal) {
+        let at = pace.began.elapsed();
+        let passed = at.saturating_sub(self.took);
+        self.took = at;
+        let mut counted = pace.counted();
+        let (times, errors) = (counted.all(), counted.failed());
+        self.tally.add(&counted);
+        counted.clear();
+        drop(counted);
+        #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 in a second")]
+        let per_second = times.len() as f64 / passed.as_secs_f64().max(f64::EPSILON);
+        let (median_us, p99_us) = (times.value_at_quantile(0.5), times.value_at_quantile(0.99));
+        // The rest of a second is too short to say anything about a second.
+        if passed >= STEP / 2 || self.series.is_empty() {
+            self.series.push(Step { at, per_second, errors, median_us, p99_us });
+            let seconds = at.as_secs_f64();
+            let p99 = Duration::from_micros(p99_us);
+            // A terminal that is gone is no reason to stop.
+            writeln!(
+                io::stderr(),
+                "{}: {seconds:.0} s, {per_second:.0} requests/s, p99 {p99:.1?}, {errors} errors",
+                goal.name()
+            )
+            .ok();
+        }
+    }
+}
+
+/// What comes when, shared by all connections.
+struct Pace {
+    goal: Goal,
+    /// Keys to be filled.
+    keys: u64,
+    /// Between two requests, if there is a rate.
+    every: Option<Duration>,
+    began: Instant,
+    next: AtomicU64,
+    counted: Mutex<Tally>,
+}
+
+impl Pace {
+    fn of(plan: &BenchPlan, goal: Goal) -> Self {
+        let every = plan.rate.map(|rate| Duration::from_secs(1) / rate);
+        Self {
+            goal,
+            keys: plan.keys,
+            every: every.filter(|_| goal != Goal::Fill),
+            began: Instant::now(),
+            next: AtomicU64::new(0),
+            counted: Mutex::new(Tally::new()),
+        }
+    }
+
+    /// When the request with this number is due, after the beginning; at once without a rate.
+    fn due(&self, number: u64) -> Option<Duration> {
+        let nanos = self.every?.as_nanos().saturating_mul(number.into());
+        Some(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
+    }
+
+    /// Whether the request with this number is still to be sent now, so long after the beginning.
+    fn is_wanted(&self, number: u64, now: Duration) -> bool {
+        match self.goal {
+            Goal::Fill => number < self.keys,
+            Goal::Warmup(Extent::Requests(count)) | Goal::Measure(Extent::Requests(count)) => {
+                number < count
+            }
+            Goal::Warmup(Extent::Time(time)) | Goal::Measure(Extent::Time(time)) => {
+                now < time && self.due(number).is_none_or(|due| due < time)
+            }
+        }
+    }
+
+    /// Requests that were due by the end, and that no connection came to.
+    fn unsent(&self, now: Duration) -> u64 {
+        let (Some(every), Goal::Measure(Extent::Time(time))) = (self.every, self.goal) else {
+            return 0;
+        };
+        let due = now.min(time).as_nanos().div_ceil(every.as_nanos().max(1));
+        let sent = self.next.load(Ordering::Relaxed);
+        u64::try_from(due).unwrap_or(u64::MAX).saturating_sub(sent)
+    }
+
+    fn counted(&self) -> MutexGuard<'_, Tally> {
+        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The life of one connection.
+async fn drive(pace: Arc<Pace>, mut connection: Connection, mut workload: Workload) {
+    loop {
+        let number = pace.next.load(Ordering::Relaxed);
+        let free = Instant::now();
+        if !pace.is_wanted(number, free - pace.began) {
+            return;
+        }
+        // Another connection may have taken it meanwhile.
+        let taken =
+            pace.next.compare_exchange(number, number + 1, Ordering::Relaxed, Ordering::Relaxed);
+        if taken.is_err() {
+            continue;
+        }
+        let due = pace.due(number).map(|due| pace.began + due);
+        if let Some(due) = due.filter(|due| *due > free) {
+            sleep_until(due).await;
+        }
+        let (call, body) = request(&pace, &mut workload, number);
+        // Whoever was free in time is late by its own timer only, which is not the node's fault.
+        let from = due.filter(|due| *due < free).unwrap_or_else(Instant::now);
+        let reply = connection.ask(call, body).await;
+        let took = from.elapsed();
+        let is_error = matches!(reply, Reply::Error(_));
+        pace.counted().record(call, reply, took);
+        if is_error && connection.is_broken() {
+            sleep(AGAIN_AFTER).await;
+        }
+    }
+}
+
+fn request(pace: &Pace, workload: &mut Workload, number: u64) -> (Call, Bytes) {
+    if pace.goal == Goal::Fill { workload.fill(number) } else { workload.draw() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn pace(goal: Goal, every: Option<Duration>) -> Pace {
+        Pace {
+            goal,
+            keys: 3,
+            every,
+            began: Instant::now(),
+            next: AtomicU64::new(0),
+            counted: Mutex::new(Tally::new()),
+        }
+    }
+
+    #[test]
+    fn a_time_ends_what_is_sent_and_a_number_what_is_asked() {
+        let time = Goal::Measure(Extent::Time(100 * MS));
+        for every in [None, Some(10 * MS)] {
+            let pace = pace(time, every);
+            assert!(pace.is_wanted(9, 99 * MS) && !pace.is_wanted(9, 100 * MS));
+        }
+        assert!(!pace(time, Some(10 * MS)).is_wanted(10, 50 * MS));
+        let requests = pace(Goal::Measure(Extent::Requests(5)), None);
+        assert!(requests.is_wanted(4, 999 * MS) && !requests.is_wanted(5, MS));
+        let fill = pace(Goal::Fill, None);
+        assert!(fill.is_wanted(2, 999 * MS) && !fill.is_wanted(3, MS));
+    }
+
+    #[test]
+    fn what_was_due_and_not_sent_is_counted() {
+        let pace = pace(Goal::Measure(Extent::Time(100 * MS)), Some(10 * MS));
+        pace.next.store(4, Ordering::Relaxed);
+        assert_eq!((pace.unsent(50 * MS), pace.unsent(200 * MS)), (1, 6));
+        assert_eq!((pace.due(0), pace.due(7)), (Some(Duration::ZERO), Some(70 * MS)));
+    }
+}

@@ -1,0 +1,65 @@
+//! The command: fill, warm up, measure, tell.
+
+use std::io::Write;
+use std::path::Path;
+
+use crate::adapters::config::{BenchPlan, Extent};
+
+use super::super::command::Stopped;
+use super::super::errors::RunError;
+use super::load::{Goal, Measured, apply};
+use super::{plot, report};
+
+/// Carries out the plan and says what came of it. An interrupt ends it; what was measured until then
+/// is told.
+pub(in super::super) async fn bench(
+    plan: BenchPlan,
+    out: &mut (dyn Write + Send),
+) -> Result<(), Stopped> {
+    if plan.fill {
+        let filled = apply(&plan, Goal::Fill).await;
+        if filled.tally.answered() < plan.keys {
+            return Err(unmeasured("not every key could be written", &filled));
+        }
+    }
+    if !plan.warmup.is_zero() {
+        let warm = apply(&plan, Goal::Warmup(Extent::Time(plan.warmup))).await;
+        if warm.is_interrupted || warm.tally.answered() == 0 {
+            return Err(unmeasured("nothing was measured", &warm));
+        }
+    }
+    let measured = apply(&plan, Goal::Measure(plan.extent)).await;
+    if measured.tally.answered() == 0 {
+        return Err(unmeasured("nothing was measured", &measured));
+    }
+    let json = report::json(&plan, &measured);
+    let is_json_alone = plan.json.as_deref() == Some(Path::new("-"));
+    if is_json_alone {
+        writeln!(out, "{json}")?;
+    } else {
+        write!(out, "{}", report::text(&plan, &measured))?;
+    }
+    if let Some(path) = plan.json.as_deref().filter(|_| !is_json_alone) {
+        write_file(path, &format!("{json}\n"))?;
+    }
+    if let Some(path) = &plan.plot {
+        let svg = plot::svg(&plan, &measured);
+        let svg = svg.map_err(|error| RunError::Command(format!("the plot: {error}")))?;
+        write_file(path, &svg)?;
+    }
+    Ok(())
+}
+
+fn unmeasured(what: &str, measured: &Measured) -> Stopped {
+    let why = match measured.tally.errors.iter().max_by_key(|(_, times)| **times) {
+        Some((error, _)) => error,
+        None if measured.is_interrupted => "interrupted",
+        None => "there was no answer in that time",
+    };
+    RunError::Command(format!("{what}: {why}")).into()
+}
+
+fn write_file(path: &Path, text: &str) -> Result<(), RunError> {
+    let written = std::fs::write(path, text);
+    written.map_err(|error| RunError::Command(format!("{}: {error}", path.display())))
+}

@@ -1,0 +1,120 @@
+//! `lally bench` against nodes, and against what is none.
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::node::{Finished, Setup, free_port};
+
+fn bench(addr: SocketAddr, args: &[&str]) -> Finished {
+    let addr = addr.to_string();
+    let words = [&["bench", "--addr", &addr, "--warmup", "0s"], args].concat();
+    Setup::new().http_port(None).grpc_port(None).args(words).run()
+}
+
+/// What it says as JSON, alone on its standard output.
+fn measured(addr: SocketAddr, args: &[&str]) -> Value {
+    let finished = bench(addr, &[args, &["--json", "-"]].concat());
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    serde_json::from_str(&finished.stdout).unwrap_or_else(|error| panic!("{error}: {finished:?}"))
+}
+
+#[test]
+fn as_many_requests_as_were_asked_for_are_made_and_counted() {
+    let node = Setup::new().start_ready();
+    let plot = node.setup().dir().join("plot.svg");
+    let plot_name = plot.display().to_string();
+    let args = ["--connections", "4", "--keys", "50", "--fill", "--requests", "600"];
+    let mix = ["--mix", "get=2,add=1", "--plot", &plot_name];
+    let said = measured(node.http(), &[&args[..], &mix].concat());
+    let calls = &said["calls"];
+    let count = |call: &str| calls[call]["requests"].as_u64().unwrap();
+    assert_eq!((count("all"), count("get") + count("add")), (600, 600));
+    assert!(count("get").abs_diff(400) < 100, "{said}");
+    assert_eq!((&said["partial"], &said["unsent"]), (&0.into(), &0.into()));
+    assert!(said["errors"].as_object().unwrap().is_empty(), "{said}");
+    assert_eq!(node.holdings().1, 50, "every key was written once");
+    assert!(node.client().get("bench-49").value().is_some_and(|value| value.len() == 100));
+    assert!(fs::read_to_string(plot).unwrap().contains("</svg>"));
+}
+
+#[test]
+fn people_get_a_table() {
+    let node = Setup::new().start_ready();
+    let finished = bench(node.http(), &["--requests", "50", "--mix", "remove=1"]);
+    assert_eq!(finished.code, Some(0), "{finished:?}");
+    for part in ["p99.9", "remove", "64 connections", "0 partial, 0 errors"] {
+        assert!(finished.stdout.contains(part), "{part}: {finished:?}");
+    }
+    assert!(finished.stderr.contains("load: "), "{finished:?}");
+}
+
+#[test]
+fn what_nodes_refuse_is_told() {
+    let node = Setup::new().args(["--max-value-bytes", "10"]).start_ready();
+    let said = measured(node.http(), &["--requests", "100", "--value-bytes", "11"]);
+    let refused = said["errors"]["413 too_large"].as_u64().unwrap();
+    let answered = said["calls"]["all"]["requests"].as_u64().unwrap();
+    assert!(refused > 10 && refused + answered == 100, "{said}");
+    let unfilled = bench(node.http(), &["--fill", "--value-bytes", "11"]);
+    assert_eq!(unfilled.code, Some(1), "{unfilled:?}");
+    assert!(
+        unfilled.stderr.contains("not every key could be written: 413 too_large"),
+        "{unfilled:?}"
+    );
+}
+
+#[test]
+fn where_no_node_is_nothing_is_measured() {
+    let nobody = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
+    let finished = bench(nobody, &["--duration", "100ms"]);
+    assert_eq!(finished.code, Some(1), "{finished:?}");
+    assert!(finished.stderr.contains("refused") && finished.stdout.is_empty(), "{finished:?}");
+}
+
+/// Answers each request at once, but does nothing at all for a while at the beginning.
+fn stalling(stall: Duration) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let addr = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        let (stream, _) = listener.accept().unwrap();
+        // The node that is played here does so, not the test.
+        thread::sleep(stall);
+        answer_all(stream);
+    });
+    addr
+}
+
+fn answer_all(mut stream: TcpStream) {
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\ncontent-length: 20\r\n\r\n{\"status\":\"success\"}";
+    let mut buffer = [0; 4_096];
+    // One request at a time; this side reads it in one piece or in two.
+    let mut request = Vec::new();
+    while let Ok(1..) = stream.read(&mut buffer).inspect(|n| request.extend(&buffer[..*n])) {
+        if request.ends_with(b"}") {
+            request.clear();
+            stream.write_all(ANSWER).unwrap();
+        }
+    }
+}
+
+/// One connection, a request every 10 ms, and a node that stalls for 400 ms: 40 requests are due
+/// meanwhile, and a user would have waited for each.
+#[test]
+fn a_node_that_stalls_cannot_hide_it() {
+    let args = ["--connections", "1", "--duration", "1s", "--rate", "100"];
+    let began = Instant::now();
+    let said = measured(stalling(Duration::from_millis(400)), &args);
+    assert!(began.elapsed() < Duration::from_secs(20));
+    let all = &said["calls"]["all"];
+    let requests = all["requests"].as_u64().unwrap();
+    assert_eq!(requests + said["unsent"].as_u64().unwrap(), 100, "{said}");
+    assert!(all["max_us"].as_u64().unwrap() >= 400_000, "{said}");
+    // A tenth of all requests waited for 300 ms and more; only one was under way in that time.
+    assert!(all["p90_us"].as_u64().unwrap() >= 250_000, "{said}");
+    assert!(all["p50_us"].as_u64().unwrap() < 250_000, "{said}");
+}
