@@ -11,7 +11,9 @@ use std::path::{Path, PathBuf};
 use crate::ports::LogError;
 
 use super::disk::is_full;
-use super::files::{DRAFT, FileHeader, FileKind, LogFiles, failed, file_name, publish, sync_dir};
+use super::files::{
+    DRAFT, FileHeader, FileKind, LogFiles, draft_of, failed, file_name, publish, sync_dir,
+};
 use super::reader::{corrupt, read_all};
 
 /// Only the owner may look in: the data is users'.
@@ -107,7 +109,7 @@ impl BackupDir {
                 return Err(BackupError::NotEmpty { dir: dir.to_owned() });
             }
         }
-        let draft = dir.join(file_name(FileKind::Snapshot, 1)).with_extension(DRAFT);
+        let draft = draft_of(&dir.join(file_name(FileKind::Snapshot, 1)));
         let mut open = File::options();
         open.create(true).truncate(true).read(true).write(true).mode(FILE_MODE);
         let file = open.open(&draft).map_err(|error| io_error(&draft, error))?;
@@ -249,7 +251,7 @@ mod tests {
     fn a_directory_that_holds_something_is_refused_and_a_left_over_draft_is_not() {
         let temp = tempfile::tempdir().unwrap();
         let dir = temp.path().join("b");
-        let draft = dir.join("0000000000000001.new");
+        let draft = dir.join("0000000000000001.snap.new");
         fs::create_dir(&dir).unwrap();
         fs::write(&draft, "half a backup").unwrap();
         let first = BackupDir::create(&dir).unwrap();

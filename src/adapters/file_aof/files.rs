@@ -215,9 +215,17 @@ pub(super) fn create<T>(
     Ok((path, prepared))
 }
 
+/// The draft of a file. A segment and a snapshot of one number have two.
+pub(super) fn draft_of(path: &Path) -> PathBuf {
+    let mut draft = path.as_os_str().to_owned();
+    draft.push(".");
+    draft.push(DRAFT);
+    draft.into()
+}
+
 /// Begins the draft of a file.
 pub(super) fn begin_draft(path: &Path) -> Result<(PathBuf, File), LogError> {
-    let draft = path.with_extension(DRAFT);
+    let draft = draft_of(path);
     let file = File::create(&draft).map_err(|error| failed(&draft, &error))?;
     Ok((draft, file))
 }
@@ -365,8 +373,17 @@ mod tests {
     fn a_snapshot_stands_for_what_comes_before_it() {
         let dir = tempfile::tempdir().unwrap();
         let name = |name: &str| dir.path().join(name);
-        let all =
-            ["1.log", "2.log", "2.snap", "3.log", "3.snap", "4.log", "4.new", "5.new", "README"];
+        let all = [
+            "1.log",
+            "2.log",
+            "2.snap",
+            "3.log",
+            "3.snap",
+            "4.log",
+            "4.snap.new",
+            "5.new",
+            "README",
+        ];
         for file in all {
             File::create(name(file)).unwrap();
         }
@@ -375,7 +392,7 @@ mod tests {
         let names = |names: &[&str]| names.iter().copied().map(name).collect::<Vec<_>>();
         assert_eq!(files.snapshot, Some(name("3.snap")));
         assert_eq!(files.segments, names(&["3.log", "4.log"]));
-        assert_eq!(files.leftovers, names(&["1.log", "2.log", "2.snap", "4.new", "5.new"]));
+        assert_eq!(files.leftovers, names(&["1.log", "2.log", "2.snap", "4.snap.new", "5.new"]));
         files.remove_leftovers();
         let left = LogFiles::list(dir.path()).unwrap();
         assert_eq!(left, LogFiles { leftovers: Vec::new(), ..files });

@@ -80,7 +80,7 @@ async fn a_crash_at_any_step_of_a_compaction_leaves_the_old_or_the_new() {
     // While the draft is written.
     for length in (0..=snapshot.len()).step_by(7) {
         let dir = copied(sample.begun.path());
-        let draft = dir.path().join("0000000000000002.new");
+        let draft = dir.path().join("0000000000000002.snap.new");
         fs::write(&draft, &snapshot[..length]).unwrap();
         let (log, records) = open(dir.path()).await.unwrap();
         assert_eq!(records, old);

@@ -16,7 +16,7 @@ use super::wait::{PATIENCE, eventually, is};
 use crate::small_disk::SmallDisk;
 
 const SNAPSHOT: &str = "0000000000000001.snap";
-const DRAFT: &str = "0000000000000001.new";
+const DRAFT: &str = "0000000000000001.snap.new";
 
 fn command(dir: &Path, from: SocketAddr) -> Setup {
     let words = ["backup", &dir.display().to_string(), "--from", &from.to_string()];

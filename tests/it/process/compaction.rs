@@ -87,7 +87,7 @@ fn a_stop_during_a_compaction_is_a_stop_like_any_other() {
         // Whatever it is answered.
         scope.spawn(move || drop(client.try_send("POST", "/admin/compact", &[], b"")));
         eventually("a snapshot is written", PATIENCE, || {
-            is(log_dir.join("0000000000000002.new").exists(), "no draft")
+            is(log_dir.join("0000000000000002.snap.new").exists(), "no draft")
         });
         assert_eq!(node.terminate(), Some(0));
     });

@@ -116,12 +116,12 @@ impl Template {
         assert!(log.join(snapshot).exists(), "the log was not compacted");
         fs::copy(log.join(segment), log.join("0000000000000001.log")).unwrap();
         fs::copy(log.join(snapshot), log.join("0000000000000001.snap")).unwrap();
-        fs::write(log.join("0000000000000003.new"), "half a").unwrap();
+        fs::write(log.join("0000000000000003.log.new"), "half a").unwrap();
         let mut torn = fs::read(log.join(segment)).unwrap();
         torn.extend_from_slice(b"\x20\0\0\0\x01\0\0");
         fs::write(log.join(segment), torn).unwrap();
         fs::create_dir(setup.data_dir().join("log.draft")).unwrap();
-        fs::write(setup.data_dir().join("log.draft/0000000000000001.new"), "").unwrap();
+        fs::write(setup.data_dir().join("log.draft/0000000000000001.log.new"), "").unwrap();
         Self { setup, ledger: worker.ledger }
     }
 }
