@@ -19,6 +19,9 @@ use super::verdict::{Class, hit, judge};
 use crate::process::durable_names::can_trace;
 use crate::results::{self, from_env, say};
 
+/// Runs without injuries of each script.
+const WHOLE_RUNS: usize = 4;
+
 /// Runs of a sample.
 const SAMPLE: usize = 36;
 /// Runs at a time: a run mostly waits.
@@ -112,16 +115,23 @@ fn every_system_call_that_fails_or_kills_a_node_loses_nothing_and_is_not_passed_
     assert!(jobs.len() >= SAMPLE || !only.is_empty(), "{} runs", jobs.len());
 }
 
-/// The calls of a run without injuries. Aimed at are those that a second one makes as well: how many
-/// writes are one is not the same each time.
+/// The calls of a run without injuries. Aimed at are those that another one makes as well: which thread
+/// makes them, and how many writes are one, is not the same each time. Of some runs the one in which
+/// the most can be aimed at.
 fn targets(scene: Scene, template: &Template) -> Vec<Target> {
-    let [calls, again] = [(), ()].map(|()| whole_run(scene, template));
-    let again: Vec<_> = (0..again.len()).filter_map(|place| plan(&again, place)).collect();
-    let planned = |place: usize| {
-        let plan = plan(&calls, place).filter(|plan| again.contains(plan));
-        Target { scene, call: calls[place].clone(), plan }
+    let runs: Vec<_> = (0..WHOLE_RUNS).map(|_| whole_run(scene, template)).collect();
+    let plans = |calls: &Vec<Call>| (0..calls.len()).map(|at| plan(calls, at)).collect::<Vec<_>>();
+    let plans: Vec<_> = runs.iter().map(plans).collect();
+    let shared = |run: usize| {
+        let others = || plans.iter().enumerate().filter(move |(other, _)| *other != run);
+        let is_shared =
+            |plan: &Plan| others().any(|(_, plans)| plans.iter().flatten().any(|p| p == plan));
+        plans[run].iter().map(|plan| plan.clone().filter(is_shared)).collect::<Vec<_>>()
     };
-    (0..calls.len()).map(planned).collect()
+    let aimed_at = |run: &usize| shared(*run).iter().flatten().count();
+    let best = (0..WHOLE_RUNS).max_by_key(aimed_at).unwrap();
+    let calls = runs[best].iter().cloned().zip(shared(best));
+    calls.map(|(call, plan)| Target { scene, call, plan }).collect()
 }
 
 fn whole_run(scene: Scene, template: &Template) -> Vec<Call> {
