@@ -243,7 +243,8 @@ pub fn remove_dir(path: &Path) -> Result<(), DataDirError> {
 /// # Errors
 /// [`DataDirError`] when that cannot be told: a log that a node may have must not pass for a copy.
 pub fn data_dir_of(log: &Path) -> Result<Option<PathBuf>, DataDirError> {
-    if log.is_dir() && exists(&log.join("log"))? {
+    let own = log.join("log");
+    if log.is_dir() && exists(&own)? && own.is_dir() {
         return Ok(Some(log.to_owned()));
     }
     let log = log.canonicalize().map_err(|error| failed(log, error))?;

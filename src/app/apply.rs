@@ -348,7 +348,7 @@ impl Replica {
     }
 }
 
-/// What holds the fence is waiting for the log.
+/// What was checked before is waiting for the log.
 const fn hangs(_blocked: Blocked) -> LogError {
     LogError::Overloaded
 }
@@ -486,6 +486,7 @@ mod tests {
         (node, KeyedEntry::new(key("held"), live(8, "v")))
     }
 
+    const SECOND: Duration = Duration::from_secs(1);
     const OVERLOADED: LogError = LogError::Overloaded;
 
     #[tokio::test(start_paused = true)]
@@ -538,6 +539,9 @@ mod tests {
         assert!(began.elapsed() <= Duration::from_secs(1), "{:?}", began.elapsed());
         assert_eq!(certifying.await.unwrap(), Err(NotCertified::Log(OVERLOADED)));
         assert_eq!(began.elapsed(), Duration::from_secs(1));
+        // And the fence is open again: what is older is not refused, but on its way to the disk.
+        let old = vec![KeyedEntry::new(key("old"), live(7, "v"))];
+        assert!(tokio::time::timeout(SECOND, api.apply(old, Origin::Replica)).await.is_err());
         assert!(!hanging.is_finished());
         hanging.abort();
     }

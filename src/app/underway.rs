@@ -113,6 +113,39 @@ mod tests {
         assert_eq!(underway.settled().now_or_never(), Some(()));
     }
 
+    /// As the fence uses it: a bound is raised, and whoever saw the one before is waited for.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn whoever_saw_what_was_stored_before_the_wait_is_waited_for() {
+        const ROUNDS: usize = 2_000;
+        type Shared = (Underway, AtomicUsize, [AtomicUsize; 2]);
+        let shared: std::sync::Arc<Shared> = std::sync::Arc::default();
+        let mut tasks = tokio::task::JoinSet::new();
+        for _ in 0..3 {
+            let shared = std::sync::Arc::clone(&shared);
+            tasks.spawn(async move {
+                let (underway, bound, inside) = &*shared;
+                loop {
+                    let _change = underway.begin();
+                    let seen = bound.load(Ordering::SeqCst);
+                    inside[seen % 2].fetch_add(1, Ordering::SeqCst);
+                    tokio::task::yield_now().await;
+                    inside[seen % 2].fetch_sub(1, Ordering::SeqCst);
+                    if seen >= ROUNDS {
+                        return;
+                    }
+                }
+            });
+        }
+        let (underway, bound, inside) = &*shared;
+        for next in 1..=ROUNDS {
+            bound.store(next, Ordering::SeqCst);
+            // Two at once, as a compaction and a new horizon may be.
+            tokio::join!(underway.settled(), underway.settled());
+            assert_eq!(inside[(next - 1) % 2].load(Ordering::SeqCst), 0, "{next}");
+        }
+        tasks.join_all().await;
+    }
+
     #[tokio::test(flavor = "multi_thread")]
     async fn nothing_that_was_logged_is_missing_in_the_store_on_many_threads() {
         let shared = std::sync::Arc::new((Underway::default(), [const { AtomicUsize::new(0) }; 2]));

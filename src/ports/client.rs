@@ -147,8 +147,8 @@ pub enum ClientError {
     /// more than the last two seconds. Reads work; a retry helps once the disk has caught up, or at
     /// another node.
     #[error(
-        "the disk is behind: what was acknowledged two seconds ago is not forced to it yet \
-         (--fsync everysec); a retry helps once it has caught up"
+        "the disk is behind: what was acknowledged almost two seconds ago is not forced to it \
+         yet (--fsync everysec); a retry helps once it has caught up"
     )]
     DurabilityLag,
     /// The disk of the log is full. Reads work, and removals as long as the log's reserve lasts; a retry helps

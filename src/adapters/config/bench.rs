@@ -35,7 +35,7 @@ pub struct BenchPlan {
     pub quorum: Option<QuorumSpec>,
     /// Requests per second; `None`: as many as are answered.
     pub rate: Option<u32>,
-    /// What is drawn is the same for the same seed.
+    /// What each connection draws is the same for the same seed.
     pub seed: u64,
     /// Whether every key is written once before.
     pub fill: bool,
@@ -165,7 +165,7 @@ pub(super) fn command() -> Command {
             option("mix", "PARTS", "What is asked").default_value("get=50,add=50").value_parser(Mix::from_str),
             option("quorum", "Q", "Quorum of every request: a number, majority or all [default: the node's]").value_parser(QuorumSpec::from_str),
             option("rate", "N", "Requests per second [default: as many as are answered]").value_parser(value_parser!(u32).range(1..)),
-            option("seed", "N", "What is drawn is the same for the same seed").default_value("1").value_parser(value_parser!(u64)),
+            option("seed", "N", "With the same seed each connection draws the same").default_value("1").value_parser(value_parser!(u64)),
             Arg::new("fill").long("fill").action(ArgAction::SetTrue).help("Write every key once before"),
             option("json", "FILE", "Write the result as JSON; - is standard output").value_parser(value_parser!(PathBuf)),
             option("plot", "FILE", "Draw the result, as SVG").value_parser(value_parser!(PathBuf)),
@@ -181,7 +181,7 @@ Examples:
 
 With --rate, a request that is due while all connections wait for answers counts from when it was
 due (coordinated omission is corrected). Without, each connection sends its next request when it has
-an answer, and times are those of the answers alone. Exit codes: 0 measured; 1 no node answered; 2
+an answer, and times are those of the answers alone. Exit codes: 0 measured; 1 nothing was measured; 2
 usage. Keys are named bench-0, bench-1, ..., and stay.";
 
 fn duration(text: &str) -> Result<Duration, String> {

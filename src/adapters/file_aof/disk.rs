@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::reserve::{Ahead, Answer};
 
 /// With `everysec`: how old acknowledged data may become before it is forced to disk. One second,
-/// so that data is at most two seconds behind even if the sync takes another.
+/// so that a sync may take almost another before writes are refused.
 const SYNC_EVERY: Duration = Duration::from_secs(1);
 
 /// With `everysec`: how old acknowledged data may become before no more is taken. So what a power cut

@@ -19,6 +19,15 @@ use super::rotation::{OpenSegment, Rotation, SEGMENT_BYTES};
 /// Buffers larger than this are not kept for the next batch.
 const KEPT_BUFFER_BYTES: usize = 4 << 20;
 
+/// A write into the page cache that takes this long waits for the device.
+pub(super) const SLOW_WRITE: Duration = Duration::from_millis(5);
+
+/// How long the thread writes alone then: so many times as long as the write took, and at most this
+/// long. So those that append lose a tenth of their time to a slow disk, and a single slow write, as
+/// every sync may cause one, does not turn all appends of a second into switches of threads.
+const THREAD_WRITES_TIMES: u32 = 10;
+const THREAD_WRITES_FOR_MAX: Duration = Duration::from_secs(1);
+
 type Done = oneshot::Sender<Result<(), LogError>>;
 
 /// Appends that are written together.
@@ -224,6 +233,14 @@ impl State {
         self.good_bytes += batch.bytes.len() as u64;
         self.next_sequence += batch.records();
         self.marks.raise_to(batch.marks);
+    }
+
+    /// A write took this long: if that is long, the thread writes alone for a while.
+    pub(super) fn note_time(&mut self, took: Duration) {
+        if took >= SLOW_WRITE {
+            let alone_for = (took * THREAD_WRITES_TIMES).min(THREAD_WRITES_FOR_MAX);
+            self.slow_until = Some(Instant::now() + alone_for);
+        }
     }
 
     /// The batch was written, or was not: whom to tell.

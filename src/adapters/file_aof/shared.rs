@@ -24,15 +24,6 @@ pub(super) const WRITTEN_HERE_BYTES: usize = 128 * 1_024;
 /// Batches that one append writes for others, after its own, before it hands over.
 const WRITTEN_FOR_OTHERS: usize = 16;
 
-/// A write into the page cache that takes this long waits for the device.
-pub(super) const SLOW_WRITE: Duration = Duration::from_millis(5);
-
-/// How long the thread writes alone then: so many times as long as the write took, and at most this
-/// long. So those that append lose a tenth of their time to a slow disk, and a single slow write, as
-/// every sync may cause one, does not turn all appends of a second into switches of threads.
-const THREAD_WRITES_TIMES: u32 = 10;
-const THREAD_WRITES_FOR_MAX: Duration = Duration::from_secs(1);
-
 /// What those who append and the thread share.
 pub(super) struct Shared {
     segments: Box<dyn Segments>,
@@ -90,9 +81,9 @@ impl Shared {
     }
 
     /// Whether the device is so far behind that nothing more may be acknowledged.
-    pub(super) fn lags(&self, state: &State) -> bool {
-        self.schedule.policy == FsyncPolicy::EverySec
-            && state.oldest_unforced().is_some_and(|since| since.elapsed() > self.schedule.lag_max)
+    pub(super) fn lags(&self, state: &State, now: Instant) -> bool {
+        let lags = |since| now.saturating_duration_since(since) > self.schedule.lag_max;
+        self.schedule.policy == FsyncPolicy::EverySec && state.oldest_unforced().is_some_and(lags)
     }
 
     /// Says in the log of the node, once, that the device is behind.
@@ -195,7 +186,7 @@ impl Shared {
         {
             tell(batch.drop_values(), &Err(LogError::DiskFull));
             if batch.is_empty() {
-                self.note_time(&mut self.state(), began);
+                self.note_time(&mut self.state(), began.elapsed());
                 self.complete(batch, &Err(LogError::DiskFull));
                 return Err(LogError::DiskFull);
             }
@@ -204,15 +195,20 @@ impl Shared {
         if let Err(error) = segment.disk.append(&batch.bytes) {
             return self.undo(batch, &segment, &error);
         }
-        if self.schedule.policy == FsyncPolicy::Always
-            && let Err(error) = self.sync()
-        {
-            self.complete(batch, &Err(error.clone()));
-            self.fail(&error);
-            return Err(error);
-        }
         let mut state = self.state();
-        let outcome = self.note_written(&mut state, &batch, began);
+        let now = Instant::now();
+        // A write that took so long, or waited, that its answer would widen what a power cut takes: it is
+        // in the file, so it is not refused any more, but forced before it is acknowledged.
+        if self.schedule.policy == FsyncPolicy::Always || self.lags(&state, now) {
+            drop(state);
+            if let Err(error) = self.sync() {
+                self.complete(batch, &Err(error.clone()));
+                self.fail(&error);
+                return Err(error);
+            }
+            state = self.state();
+        }
+        let outcome = self.note_written(&mut state, &batch, (began, now));
         self.put_back(state, batch, &outcome);
         outcome
     }
@@ -265,7 +261,7 @@ impl Shared {
         &self,
         state: &mut State,
         batch: &Batch,
-        began: Instant,
+        (began, written): (Instant, Instant),
     ) -> Result<(), LogError> {
         if let Some(error @ LogError::Failed(_)) = &state.ended {
             // A sync failed meanwhile: nothing is acknowledged after that.
@@ -275,7 +271,7 @@ impl Shared {
         if self.schedule.policy != FsyncPolicy::Always {
             state.unforced_since.get_or_insert(began);
         }
-        self.note_time(state, began);
+        self.note_time(state, written.saturating_duration_since(began));
         self.bytes.store(state.good_bytes, Ordering::Relaxed);
         if state.good_bytes >= state.rotate_at {
             state.rotation.get_or_insert_default();
@@ -285,11 +281,9 @@ impl Shared {
     }
 
     /// Has the thread write alone for a while if the disk took long.
-    fn note_time(&self, state: &mut State, began: Instant) {
-        let took = began.elapsed();
-        if self.schedule.policy != FsyncPolicy::Always && took >= SLOW_WRITE {
-            let alone_for = (took * THREAD_WRITES_TIMES).min(THREAD_WRITES_FOR_MAX);
-            state.slow_until = Some(Instant::now() + alone_for);
+    fn note_time(&self, state: &mut State, took: Duration) {
+        if self.schedule.policy != FsyncPolicy::Always {
+            state.note_time(took);
         }
     }
 

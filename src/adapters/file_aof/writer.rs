@@ -10,8 +10,9 @@
 //! long, the disk is behind, and for a while everything is handed over to the thread: no thread that
 //! serves requests waits for a slow disk twice.
 //!
-//! With `everysec`, acknowledged data waits for the device, and how long is bounded: if a sync hangs,
-//! nothing more is taken until it has ended, so that a power cut never costs more than two seconds.
+//! With `everysec`, acknowledged data waits for the device, and how much is bounded: if a sync hangs,
+//! nothing more is taken until it has ended, and what was taken before is acknowledged only once it is
+//! forced; so that a power cut never takes more than what was acknowledged within two seconds.
 //!
 //! Values are refused before they use the reserve of the disk (see `reserve`); what was queued with
 //! them is written. A failed write is undone by cutting the file back to the last good record; if the
@@ -21,7 +22,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
@@ -188,7 +189,7 @@ impl Writer {
         if records.is_empty() {
             return Ok(Some(Taken::Written(Ok(()))));
         }
-        if self.shared.lags(&state) {
+        if self.shared.lags(&state, Instant::now()) {
             drop(state);
             self.shared.tell_lag();
             return Err(LogError::DurabilityLag);
@@ -220,9 +221,9 @@ mod tests {
     use crate::adapters::file_aof::files::Unmade;
     use crate::adapters::file_aof::format::encode;
     use crate::adapters::file_aof::queue::Position;
+    use crate::adapters::file_aof::queue::SLOW_WRITE;
     use crate::adapters::file_aof::reserve::Reserve;
     use crate::adapters::file_aof::rotation::OpenSegment;
-    use crate::adapters::file_aof::shared::SLOW_WRITE;
     use crate::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Value, Version};
 
     /// A file in memory that fails when it is told to.
@@ -678,6 +679,20 @@ mod tests {
                 assert_eq!(log.writer.stats().unforced_for, None);
             }
         }
+    }
+
+    #[tokio::test]
+    async fn a_write_that_ends_when_the_device_is_behind_is_acknowledged_when_it_is_forced() {
+        let hour = Duration::from_secs(3_600);
+        let (policy, lag_max) = (FsyncPolicy::EverySec, Duration::from_millis(500));
+        let schedule = SyncSchedule { policy, every: hour, lag_max };
+        let log = start_with(&Next::default(), schedule, Faulty::default());
+        log.writer.append(&[record(1)]).await.unwrap();
+        assert_eq!(log.writer.stats().syncs.count(), 0);
+        log.disk.lock().unwrap().append_takes = Duration::from_millis(600);
+        log.writer.append(&[record(2)]).await.unwrap();
+        assert_eq!(log.writer.stats().syncs.count(), 1);
+        assert_eq!(log.writer.append(&[record(3)]).await, Err(LogError::DurabilityLag));
     }
 
     #[tokio::test]

@@ -1,14 +1,15 @@
 //! `lally bench` against nodes, and against what is none.
 
 use std::fs;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::node::{Finished, Setup, free_port};
+use super::node::{Finished, Setup, free_port, signal};
 
 fn bench(addr: SocketAddr, args: &[&str]) -> Finished {
     let addr = addr.to_string();
@@ -35,11 +36,44 @@ fn as_many_requests_as_were_asked_for_are_made_and_counted() {
     let count = |call: &str| calls[call]["requests"].as_u64().unwrap();
     assert_eq!((count("all"), count("get") + count("add")), (600, 600));
     assert!(count("get").abs_diff(400) < 100, "{said}");
-    assert_eq!((&said["partial"], &said["unsent"]), (&0.into(), &0.into()));
+    assert_eq!((&said["partial"], &said["unanswered"]), (&0.into(), &0.into()));
     assert!(said["errors"].as_object().unwrap().is_empty(), "{said}");
     assert_eq!(node.holdings().1, 50, "every key was written once");
     assert!(node.client().get("bench-49").value().is_some_and(|value| value.len() == 100));
     assert!(fs::read_to_string(plot).unwrap().contains("</svg>"));
+}
+
+#[test]
+fn connections_are_spread_over_all_nodes() {
+    let nodes = [(); 2].map(|()| Setup::new().start_ready());
+    let second = nodes[1].http().to_string();
+    let args = ["--addr", &second, "--connections", "2", "--keys", "20", "--fill"];
+    let said = measured(nodes[0].http(), &[&args[..], &["--requests", "10"]].concat());
+    assert_eq!(said["addrs"].as_array().map(Vec::len), Some(2));
+    // They know nothing of each other, so each has what it was sent.
+    let keys = nodes.each_ref().map(|node| node.holdings().1);
+    assert!(keys[0] > 0 && keys[1] > 0 && keys[0] + keys[1] >= 20, "{keys:?}");
+}
+
+#[test]
+fn an_interrupt_ends_it_and_what_was_measured_is_told() {
+    let node = Setup::new().start_ready();
+    let addr = node.http().to_string();
+    let args = ["bench", "--addr", &addr, "--warmup", "0s", "--duration", "1h", "--rate", "100"];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lally"));
+    command.args(args).args(["--json", "-"]).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut running = command.spawn().unwrap();
+    let mut progress = String::new();
+    let mut stderr = BufReader::new(running.stderr.take().unwrap());
+    stderr.read_line(&mut progress).unwrap();
+    assert!(progress.starts_with("load: 1 s"), "{progress}");
+    signal(&running, "INT");
+    let output = running.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{output:?}");
+    let said: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(said["interrupted"], true);
+    let requests = said["calls"]["all"]["requests"].as_u64().unwrap();
+    assert!(requests > 20 && said["unanswered"].as_u64().unwrap() < 50, "{said}");
 }
 
 #[test]
@@ -112,7 +146,7 @@ fn a_node_that_stalls_cannot_hide_it() {
     assert!(began.elapsed() < Duration::from_secs(20));
     let all = &said["calls"]["all"];
     let requests = all["requests"].as_u64().unwrap();
-    assert_eq!(requests + said["unsent"].as_u64().unwrap(), 100, "{said}");
+    assert_eq!(requests + said["unanswered"].as_u64().unwrap(), 100, "{said}");
     assert!(all["max_us"].as_u64().unwrap() >= 400_000, "{said}");
     // A tenth of all requests waited for 300 ms and more; only one was under way in that time.
     assert!(all["p90_us"].as_u64().unwrap() >= 250_000, "{said}");

@@ -18,6 +18,8 @@ use super::workload::Call;
 /// Longer than a node takes for any request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
 
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
 /// What became of a request.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Reply {
@@ -43,9 +45,12 @@ struct Open {
 }
 
 impl Connection {
-    /// Connects when it is first used.
-    pub(super) const fn to(addr: Arc<str>) -> Self {
-        Self { addr, open: None }
+    /// Connects now, if the node is there, or when it is used.
+    pub(super) async fn to(addr: Arc<str>) -> Self {
+        let connecting = timeout(CONNECT_WITHIN, Open::connect(&addr)).await;
+        // What is wrong is told to whoever asks.
+        let open = connecting.ok().and_then(Result::ok);
+        Self { addr, open }
     }
 
     /// Whether it broke off, or was never made.

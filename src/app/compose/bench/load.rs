@@ -4,7 +4,7 @@
 //! connection takes the next number, waits until it is due, and asks. If none was free when a request
 //! was due, its time counts from then on: a node that stalls cannot hide that by keeping the next
 //! requests from being sent (coordinated omission: Tene, "How not to measure latency", 2013). What is due
-//! and not sent when the time is over is counted as such.
+//! and not answered when the time is over is counted as such.
 
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until};
 
@@ -51,11 +52,12 @@ impl Goal {
 /// What was measured.
 #[derive(Debug)]
 pub(super) struct Measured {
+    /// What rates are counted over: answers that come after that change none.
     pub(super) took: Duration,
     pub(super) tally: Tally,
     pub(super) series: Vec<Step>,
-    /// Requests that were due and not sent.
-    pub(super) unsent: u64,
+    /// Requests that were due, or under way, and not answered.
+    pub(super) unanswered: u64,
     pub(super) is_interrupted: bool,
 }
 
@@ -73,13 +75,14 @@ pub(super) struct Step {
 /// Applies the load of the plan until the goal is reached, or an interrupt comes.
 pub(super) async fn apply(plan: &BenchPlan, goal: Goal) -> Measured {
     let plan = Arc::new(plan.clone());
-    let pace = Arc::new(Pace::of(&plan, goal));
     let value = Workload::value(&plan);
+    let addrs = plan.addrs.iter().cycle().take(plan.connections);
+    let connected = join_all(addrs.map(|addr| Connection::to(addr.as_str().into()))).await;
+    let pace = Arc::new(Pace::of(&plan, goal));
     let mut connections = JoinSet::new();
-    for number in (0..).take(plan.connections) {
-        let index = usize::try_from(number).unwrap_or_default();
-        let Some(addr) = plan.addrs.get(index % plan.addrs.len().max(1)) else { break };
-        let connection = Connection::to(addr.as_str().into());
+    // What a warm-up asks is not what is measured.
+    let first = if matches!(goal, Goal::Warmup(_)) { 1 << 32 } else { 0 };
+    for (number, connection) in (first..).zip(connected) {
         let workload = Workload::new(&plan, &value, number);
         connections.spawn(drive(Arc::clone(&pace), connection, workload));
     }
@@ -87,7 +90,7 @@ pub(super) async fn apply(plan: &BenchPlan, goal: Goal) -> Measured {
         took: Duration::ZERO,
         tally: Tally::new(),
         series: Vec::new(),
-        unsent: 0,
+        unanswered: 0,
         is_interrupted: false,
     };
     let mut ticks = interval_at(pace.began + STEP, STEP);
@@ -109,7 +112,10 @@ pub(super) async fn apply(plan: &BenchPlan, goal: Goal) -> Measured {
         }
     }
     result.take_step(&pace, goal);
-    result.unsent = pace.unsent(pace.began.elapsed());
+    result.unanswered = pace.begun(result.took).saturating_sub(result.tally.all_ended());
+    if let (Goal::Measure(Extent::Time(time)), false) = (goal, result.is_interrupted) {
+        result.took = time;
+    }
     result
 }
 
@@ -187,14 +193,18 @@ impl Pace {
         }
     }
 
-    /// Requests that were due by the end, and that no connection came to.
-    fn unsent(&self, now: Duration) -> u64 {
-        let (Some(every), Goal::Measure(Extent::Time(time))) = (self.every, self.goal) else {
-            return 0;
+    /// Requests that were due by then, or taken where there is no rate.
+    fn begun(&self, now: Duration) -> u64 {
+        let taken = self.next.load(Ordering::Relaxed);
+        let Some(every) = self.every else { return taken };
+        let due = |now: Duration| {
+            let due = now.as_nanos().div_ceil(every.as_nanos().max(1));
+            u64::try_from(due).unwrap_or(u64::MAX)
         };
-        let due = now.min(time).as_nanos().div_ceil(every.as_nanos().max(1));
-        let sent = self.next.load(Ordering::Relaxed);
-        u64::try_from(due).unwrap_or(u64::MAX).saturating_sub(sent)
+        match self.goal {
+            Goal::Measure(Extent::Time(time)) => due(now.min(time)),
+            _ => taken.min(due(now)),
+        }
     }
 
     fn counted(&self) -> MutexGuard<'_, Tally> {
@@ -269,10 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn what_was_due_and_not_sent_is_counted() {
-        let pace = pace(Goal::Measure(Extent::Time(100 * MS)), Some(10 * MS));
-        pace.next.store(4, Ordering::Relaxed);
-        assert_eq!((pace.unsent(50 * MS), pace.unsent(200 * MS)), (1, 6));
-        assert_eq!((pace.due(0), pace.due(7)), (Some(Duration::ZERO), Some(70 * MS)));
+    fn what_was_due_is_counted_whether_it_was_sent_or_not() {
+        let time = pace(Goal::Measure(Extent::Time(100 * MS)), Some(10 * MS));
+        time.next.store(4, Ordering::Relaxed);
+        assert_eq!((time.begun(50 * MS), time.begun(200 * MS)), (5, 10));
+        assert_eq!((time.due(0), time.due(7)), (Some(Duration::ZERO), Some(70 * MS)));
+        let requests = pace(Goal::Measure(Extent::Requests(100)), Some(10 * MS));
+        requests.next.store(4, Ordering::Relaxed);
+        // One of the four is not due yet.
+        assert_eq!((requests.begun(30 * MS), requests.begun(90 * MS)), (3, 4));
     }
 }

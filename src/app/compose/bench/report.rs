@@ -22,7 +22,7 @@ pub(super) fn text(plan: &BenchPlan, measured: &Measured) -> String {
 }
 
 fn write_text(out: &mut String, plan: &BenchPlan, measured: &Measured) -> std::fmt::Result {
-    let Measured { took, tally, unsent, is_interrupted, .. } = measured;
+    let Measured { took, tally, unanswered, is_interrupted, .. } = measured;
     let BenchPlan { connections, keys, distribution, value_bytes, mix, .. } = plan;
     let rate = plan.rate.map_or("as fast as it goes".into(), |rate| format!("{rate} requests/s"));
     let quorum = plan.quorum.map_or("the node's".into(), |quorum| quorum.to_string());
@@ -50,11 +50,11 @@ fn write_text(out: &mut String, plan: &BenchPlan, measured: &Measured) -> std::f
     for (error, times) in &tally.errors {
         writeln!(out, "  {times} times: {error}")?;
     }
-    if *unsent > 0 {
+    if *unanswered > 0 {
         writeln!(
             out,
-            "{unsent} requests were due and not sent: all connections waited for answers. The node does \
-             not keep up with this rate, or it takes more --connections."
+            "{unanswered} requests were due and not answered: all connections waited for answers. The node \
+             does not keep up, or it takes more --connections."
         )?;
     }
     if plan.rate.is_none() {
@@ -98,7 +98,7 @@ fn per_second(times: &Histogram<u64>, took: Duration) -> f64 {
 
 /// Everything, with times in microseconds.
 pub(super) fn json(plan: &BenchPlan, measured: &Measured) -> Value {
-    let Measured { took, tally, series, unsent, is_interrupted } = measured;
+    let Measured { took, tally, series, unanswered, is_interrupted } = measured;
     let row = |times: &Histogram<u64>| {
         let mut row = Map::from_iter([
             ("requests".to_owned(), times.len().into()),
@@ -139,7 +139,7 @@ pub(super) fn json(plan: &BenchPlan, measured: &Measured) -> Value {
         "calls": calls,
         "partial": tally.partial,
         "errors": tally.errors,
-        "unsent": unsent,
+        "unanswered": unanswered,
         "series": series.collect::<Vec<_>>(),
     })
 }
@@ -180,7 +180,7 @@ pub(super) mod tests {
             took: Duration::from_secs(10),
             tally,
             series: (1..=10).map(step).collect(),
-            unsent: 0,
+            unanswered: 0,
             is_interrupted: false,
         }
     }
@@ -200,14 +200,14 @@ pub(super) mod tests {
         for part in ["db:1: 64 connections", "1 partial, 1 errors", "1 times: 503 overloaded"] {
             assert!(said.contains(part), "{part}: {said}");
         }
-        assert!(!said.contains("not sent") && !said.contains("Interrupted"));
+        assert!(!said.contains("not answered") && !said.contains("Interrupted"));
     }
 
     #[test]
     fn what_was_not_measured_is_said() {
-        let measured = Measured { unsent: 7, is_interrupted: true, ..measured() };
+        let measured = Measured { unanswered: 7, is_interrupted: true, ..measured() };
         let said = text(&BenchPlan { rate: Some(5), ..plan() }, &measured);
-        for part in ["5 requests/s", "7 requests were due and not sent", "Interrupted"] {
+        for part in ["5 requests/s", "7 requests were due and not answered", "Interrupted"] {
             assert!(said.contains(part), "{part}: {said}");
         }
     }

@@ -84,6 +84,11 @@ impl Tally {
         self.errors.values().sum()
     }
 
+    /// Requests that ended, in whatever way.
+    pub(super) fn all_ended(&self) -> u64 {
+        self.answered() + self.failed()
+    }
+
     fn count_error(&mut self, error: String, times: u64) {
         let is_known = self.errors.contains_key(&error) || self.errors.len() < KINDS;
         let kind = if is_known { error } else { "others".to_owned() };
