@@ -475,6 +475,8 @@ mod tests {
             fs::write(root.join(log).join("1.log"), "").unwrap();
         }
         drop(DataDir::open(&root.join("data")).unwrap());
+        fs::create_dir(root.join("notes")).unwrap();
+        fs::write(root.join("notes/log"), "a file").unwrap();
         let data = Some(root.join("data"));
         for (log, expected) in [
             ("data/log", &data),
@@ -483,6 +485,7 @@ mod tests {
             ("data/log.bak-1/1.log", &None),
             ("elsewhere/log", &None),
             ("data", &data),
+            ("notes", &None),
         ] {
             assert_eq!(data_dir_of(&root.join(log)).unwrap(), *expected, "{log}");
         }

@@ -13,7 +13,7 @@ use crate::ports::{
     WriteReply,
 };
 
-use super::fence::{Blocked, Fence, Horizon};
+use super::fence::{Fence, Horizon};
 use super::hook_chain::HookChain;
 use super::refusals::Refusals;
 use super::restorer::Restorer;
@@ -249,7 +249,7 @@ impl Replica {
         if horizon <= self.horizon() {
             return Ok(());
         }
-        let before = self.fence.shut(horizon, &self.underway).await.map_err(hangs)?;
+        let before = self.fence.shut(horizon, &self.underway).await.map_err(LogError::from)?;
         // Whatever was on its way in has arrived now.
         if self.fence.last_late() >= Some(since) {
             self.fence.open(before);
@@ -346,11 +346,6 @@ impl Replica {
             Merged::Superseded { by } => WriteReply::Superseded { by },
         }
     }
-}
-
-/// What was checked before is waiting for the log.
-const fn hangs(_blocked: Blocked) -> LogError {
-    LogError::Overloaded
 }
 
 /// How an entry comes in.

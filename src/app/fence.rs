@@ -18,6 +18,7 @@ use std::time::Duration;
 use tokio::time::timeout;
 
 use crate::domain::{LATE_NS, NodeId, Timestamp, Version};
+use crate::ports::LogError;
 
 use super::underway::Underway;
 
@@ -44,9 +45,15 @@ impl Horizon {
     }
 }
 
-/// What is in the way does not move: the log hangs.
+/// What was checked before does not arrive: the log hangs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Blocked;
+
+impl From<Blocked> for LogError {
+    fn from(_: Blocked) -> Self {
+        Self::Overloaded
+    }
+}
 
 /// The fence of this node, and what passed it late.
 #[derive(Debug)]

@@ -20,9 +20,9 @@ use super::compaction::{draft_snapshot, remove_superseded};
 use super::disk::{FsyncPolicy, SyncSchedule, free_bytes};
 use super::files::{LogFiles, Unmade, create_dir, failed};
 use super::own::{Owner, read_own};
-use super::queue::{Begun, Older, Position, QueueLimits};
+use super::queue::QueueLimits;
 use super::replay::Fanout;
-use super::rotation::{SegmentDir, Segments};
+use super::rotation::{Begun, Older, Position, SegmentDir, Segments};
 use super::tail::end_with_records;
 use super::writer::Writer;
 

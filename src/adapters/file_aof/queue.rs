@@ -14,7 +14,7 @@ use crate::ports::{LogError, LogRecord};
 use super::format::{encode_unnumbered, number};
 use super::marks::Marks;
 use super::reserve::{Ahead, Reserve};
-use super::rotation::{OpenSegment, Rotation, SEGMENT_BYTES};
+use super::rotation::{Begun, OpenSegment, Rotation, SEGMENT_BYTES};
 
 /// Buffers larger than this are not kept for the next batch.
 const KEPT_BUFFER_BYTES: usize = 4 << 20;
@@ -29,6 +29,9 @@ const THREAD_WRITES_TIMES: u32 = 10;
 const THREAD_WRITES_FOR_MAX: Duration = Duration::from_secs(1);
 
 type Done = oneshot::Sender<Result<(), LogError>>;
+
+/// How something that is not done yet will have gone.
+pub(super) type Pending = oneshot::Receiver<Result<(), LogError>>;
 
 /// Appends that are written together.
 #[derive(Default)]
@@ -119,28 +122,6 @@ pub(super) enum Task {
     End,
 }
 
-/// Where a writer goes on in a file.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Position {
-    pub(super) good_bytes: u64,
-    pub(super) next_sequence: u64,
-}
-
-/// A file that can be appended to.
-pub(super) struct Begun {
-    pub(super) segment: OpenSegment,
-    pub(super) position: Position,
-    pub(super) reserve: Reserve,
-}
-
-/// What was there before.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Older {
-    /// Of the files before the one that is written.
-    pub(super) bytes: u64,
-    pub(super) marks: Marks,
-}
-
 /// How much may wait for the file, and for how long.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct QueueLimits {
@@ -173,6 +154,9 @@ pub(super) struct State {
     pub(super) unforced_since: Option<Instant>,
     /// When the oldest data was written that the sync that runs forces.
     forcing_since: Option<Instant>,
+    /// Who is told once what is written now is forced, and who once the sync that runs has ended.
+    until_forced: Vec<Done>,
+    being_forced: Vec<Done>,
     /// Until then the thread writes alone.
     pub(super) slow_until: Option<Instant>,
     /// Whether somebody waits for room in the queue.
@@ -201,6 +185,8 @@ impl State {
             good_bytes: position.good_bytes,
             unforced_since: None,
             forcing_since: None,
+            until_forced: Vec::new(),
+            being_forced: Vec::new(),
             slow_until: None,
             room_is_wanted: false,
             thread_waits: false,
@@ -255,23 +241,41 @@ impl State {
         waiting
     }
 
+    /// The batch was written, but those who wait for it, and whoever wrote it, are told when it is
+    /// forced as well.
+    pub(super) fn put_back_until_forced(&mut self, batch: Batch) -> Pending {
+        let (done, pending) = oneshot::channel();
+        let mut waiting = self.put_back(batch);
+        self.until_forced.append(&mut waiting);
+        self.until_forced.push(done);
+        pending
+    }
+
+    /// Whether somebody waits for what is written to be forced.
+    pub(super) const fn forcing_is_awaited(&self) -> bool {
+        !self.until_forced.is_empty()
+    }
+
     /// Empties the queue: whom to tell.
     pub(super) fn give_up(&mut self) -> Vec<Done> {
         self.writing = None;
-        std::mem::take(&mut self.pending).into_waiting()
+        let mut waiting = std::mem::take(&mut self.pending).into_waiting();
+        waiting.append(&mut self.until_forced);
+        waiting.append(&mut self.being_forced);
+        waiting
     }
 
     /// What the thread has to do, if a sync is due in this time; `None`: it waits now.
     pub(super) fn next_task(&mut self, sync_due: Option<Duration>) -> Option<Task> {
         if sync_due == Some(Duration::ZERO) {
-            self.forcing_since = self.unforced_since.take();
+            self.begin_sync();
             return Some(Task::Sync);
         }
         if let Some(rotation) = &mut self.rotation {
             if !rotation.is_prepared {
                 // The most of the file, so that what is written meanwhile is soon forced, too.
                 rotation.is_prepared = true;
-                self.forcing_since = self.unforced_since.take();
+                self.begin_sync();
                 return Some(Task::Sync);
             }
             if self.writing.is_none() {
@@ -290,9 +294,17 @@ impl State {
         None
     }
 
-    /// The sync that was the task has ended.
-    pub(super) const fn end_sync(&mut self) {
+    /// A sync begins, of everything that is written. Whether there is anything to force.
+    pub(super) fn begin_sync(&mut self) -> bool {
+        self.forcing_since = self.unforced_since.take();
+        self.being_forced.append(&mut self.until_forced);
+        self.forcing_since.is_some()
+    }
+
+    /// It has ended: whom to tell.
+    pub(super) fn end_sync(&mut self) -> Vec<Done> {
         self.forcing_since = None;
+        std::mem::take(&mut self.being_forced)
     }
 
     /// When the oldest data was written that is not known to be on the device.
@@ -305,13 +317,14 @@ impl State {
         self.next_sequence
     }
 
-    /// Goes on in the next file, all of the one before being forced.
-    pub(super) fn enter(&mut self, begun: Begun) {
+    /// Goes on in the next file, all of the one before being forced: whom to tell.
+    pub(super) fn enter(&mut self, begun: Begun) -> Vec<Done> {
         self.segment = Arc::new(begun.segment);
         self.good_bytes = begun.position.good_bytes;
         self.reserve = begun.reserve;
         self.rotate_at = SEGMENT_BYTES;
         self.unforced_since = None;
+        std::mem::take(&mut self.until_forced)
     }
 
     /// The next file could not be begun: not to be tried again with every write.
@@ -366,5 +379,63 @@ pub(super) fn tell(waiting: Vec<Done>, outcome: &Result<(), LogError>) {
     for waiting in waiting {
         // Whoever does not wait any more does not need to know.
         waiting.send(outcome.clone()).ok();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures_util::FutureExt;
+
+    use super::*;
+    use crate::adapters::file_aof::disk::Disk;
+    use crate::adapters::file_aof::rotation::Position;
+
+    struct NoDisk;
+
+    impl Disk for NoDisk {
+        fn append(&self, _: &[u8]) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn sync(&self) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn truncate(&self, _: u64) -> std::io::Result<()> {
+            Ok(())
+        }
+
+        fn allocate(&self, _: u64, _: u64) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn begun(number: u64) -> Begun {
+        let disk = Box::new(NoDisk);
+        let segment = OpenSegment { number, path: "log/1.log".into(), disk, salt: 7 };
+        let position = Position { good_bytes: 0, next_sequence: 1 };
+        Begun { segment, position, reserve: Reserve::new(0, None) }
+    }
+
+    fn told(pending: &mut Pending) -> bool {
+        pending.now_or_never().is_some()
+    }
+
+    /// Whatever ends the wait for the device, nobody waits on.
+    #[test]
+    fn who_waits_for_a_sync_is_told_by_one_that_begins_later_by_the_next_file_and_by_the_end() {
+        let mut state = State::new(begun(1), Marks::default());
+        let mut first = state.put_back_until_forced(Batch::default());
+        state.begin_sync();
+        let mut second = state.put_back_until_forced(Batch::default());
+        tell(state.end_sync(), &Ok(()));
+        assert!(told(&mut first) && !told(&mut second) && state.forcing_is_awaited());
+        tell(state.enter(begun(2)), &Ok(()));
+        assert!(told(&mut second) && !state.forcing_is_awaited());
+        let mut third = state.put_back_until_forced(Batch::default());
+        state.begin_sync();
+        let mut fourth = state.put_back_until_forced(Batch::default());
+        tell(state.give_up(), &Err(LogError::Closed));
+        assert!(told(&mut third) && told(&mut fourth));
     }
 }

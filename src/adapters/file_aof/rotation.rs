@@ -17,7 +17,7 @@ use crate::ports::LogError;
 
 use super::disk::{Disk, allocate, file_system_bytes};
 use super::files::{FileHeader, FileKind, Unmade, create, failed};
-use super::queue::{Begun, Position};
+use super::marks::Marks;
 use super::reserve::Reserve;
 
 /// A segment of this length is ended. Large enough that the syncs between two do not matter, small
@@ -32,6 +32,28 @@ pub(super) struct OpenSegment {
     pub(super) disk: Box<dyn Disk>,
     /// Enters the checksum of every record.
     pub(super) salt: u64,
+}
+
+/// Where a writer goes on in a file.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Position {
+    pub(super) good_bytes: u64,
+    pub(super) next_sequence: u64,
+}
+
+/// A file that can be appended to.
+pub(super) struct Begun {
+    pub(super) segment: OpenSegment,
+    pub(super) position: Position,
+    pub(super) reserve: Reserve,
+}
+
+/// What was there before.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Older {
+    /// Of the files before the one that is written.
+    pub(super) bytes: u64,
+    pub(super) marks: Marks,
 }
 
 /// Where the log goes on.

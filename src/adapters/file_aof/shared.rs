@@ -12,9 +12,9 @@ use crate::ports::LogError;
 
 use super::disk::{FsyncPolicy, SyncSchedule, allocate, is_full};
 use super::files::{Unmade, not_forced};
-use super::queue::{Batch, Begun, Older, State, Task, Writing, tell};
+use super::queue::{Batch, Pending, State, Task, Writing, tell};
 use super::reserve::Ahead;
-use super::rotation::{OpenSegment, Segments, Switched};
+use super::rotation::{Begun, Older, OpenSegment, Segments, Switched};
 use super::sync_meter::SyncMeter;
 
 /// Batches up to this size are written by those that append. Copying more takes as long as waking
@@ -95,7 +95,7 @@ impl Shared {
 
     /// Writes a batch, and what came meanwhile, as far as it is not much. The outcome is that of the
     /// first batch.
-    pub(super) fn write_here(&self, writing: Writing) -> Result<(), LogError> {
+    pub(super) fn write_here(&self, writing: Writing) -> Result<Option<Pending>, LogError> {
         let outcome = self.write(writing);
         for _ in 0..WRITTEN_FOR_OTHERS {
             let mut state = self.state();
@@ -119,7 +119,10 @@ impl Shared {
     pub(super) fn wake_thread(&self, mut state: MutexGuard<'_, State>) {
         let sync_begins =
             self.schedule.policy == FsyncPolicy::EverySec && state.sync_is_unplanned();
-        let is_wanted = state.has_work() || state.rotation_goes_on() || state.is_over();
+        let is_wanted = state.has_work()
+            || state.forcing_is_awaited()
+            || state.rotation_goes_on()
+            || state.is_over();
         if state.thread_waits && (is_wanted || sync_begins) {
             state.thread_waits = false;
             drop(state);
@@ -134,17 +137,10 @@ impl Shared {
                 // Those who wait have been told how it went.
                 Task::Write(writing) => drop(self.write(writing)),
                 Task::Rotate => self.rotate(),
-                Task::Sync => match self.sync() {
-                    Ok(()) => self.end_sync(),
-                    Err(error) => self.fail(&error),
-                },
+                Task::Sync => self.sync_and_tell(),
                 Task::End => {
-                    let is_unforced = self.state().unforced_since.take().is_some();
-                    if is_unforced
-                        && self.failed.borrow().is_none()
-                        && let Err(error) = self.sync()
-                    {
-                        self.fail(&error);
+                    if self.state().begin_sync() && self.failed.borrow().is_none() {
+                        self.sync_and_tell();
                     }
                     return;
                 }
@@ -158,9 +154,9 @@ impl Shared {
         loop {
             let since =
                 state.unforced_since.filter(|_| self.schedule.policy == FsyncPolicy::EverySec);
-            let left = since.map(|since| {
-                (since + self.schedule.every).saturating_duration_since(Instant::now())
-            });
+            let every =
+                if state.forcing_is_awaited() { Duration::ZERO } else { self.schedule.every };
+            let left = since.map(|since| (since + every).saturating_duration_since(Instant::now()));
             if let Some(task) = state.next_task(left) {
                 return task;
             }
@@ -175,8 +171,9 @@ impl Shared {
         }
     }
 
-    /// Writes a batch, which was taken, and tells everybody in it how that went.
-    fn write(&self, writing: Writing) -> Result<(), LogError> {
+    /// Writes a batch, which was taken, and tells everybody in it how that went; or, if that cannot
+    /// be said yet, will tell them and whoever wrote it.
+    fn write(&self, writing: Writing) -> Result<Option<Pending>, LogError> {
         let Writing { mut batch, segment } = writing;
         // Whatever happens here, nobody must wait for it for ever.
         let _guard = FailOnPanic(self);
@@ -187,30 +184,34 @@ impl Shared {
             tell(batch.drop_values(), &Err(LogError::DiskFull));
             if batch.is_empty() {
                 self.note_time(&mut self.state(), began.elapsed());
-                self.complete(batch, &Err(LogError::DiskFull));
+                self.put_back(self.state(), batch, &Err(LogError::DiskFull));
                 return Err(LogError::DiskFull);
             }
         }
         batch.number(segment.salt);
         if let Err(error) = segment.disk.append(&batch.bytes) {
-            return self.undo(batch, &segment, &error);
+            return Err(self.undo(batch, &segment, &error));
+        }
+        if self.schedule.policy == FsyncPolicy::Always
+            && let Err(error) = self.sync()
+        {
+            self.put_back(self.state(), batch, &Err(error.clone()));
+            self.fail(&error);
+            return Err(error);
         }
         let mut state = self.state();
         let now = Instant::now();
-        // A write that took so long, or waited, that its answer would widen what a power cut takes: it is
-        // in the file, so it is not refused any more, but forced before it is acknowledged.
-        if self.schedule.policy == FsyncPolicy::Always || self.lags(&state, now) {
-            drop(state);
-            if let Err(error) = self.sync() {
-                self.complete(batch, &Err(error.clone()));
-                self.fail(&error);
-                return Err(error);
-            }
-            state = self.state();
-        }
+        let lags = self.lags(&state, now);
         let outcome = self.note_written(&mut state, &batch, (began, now));
+        if lags && outcome.is_ok() {
+            // It took so long, or waited, that its answer would widen what a power cut takes. It is in the
+            // file, so it is not refused any more, but acknowledged when it is forced.
+            let pending = state.put_back_until_forced(batch);
+            self.make_room(state);
+            return Ok(Some(pending));
+        }
         self.put_back(state, batch, &outcome);
-        outcome
+        outcome.map(|()| None)
     }
 
     /// Ends the segment and begins the next one. Nobody writes meanwhile.
@@ -245,7 +246,8 @@ impl Shared {
         let begun = self.segments.begin(number, first_sequence)?;
         self.bytes.store(begun.position.good_bytes, Ordering::Relaxed);
         let older_bytes = self.older_bytes.fetch_add(good_bytes, Ordering::Relaxed) + good_bytes;
-        self.state().enter(begun);
+        let forced = self.state().enter(begun);
+        tell(forced, &Ok(()));
         // Gives back the reserve behind its end. If it stays, it only takes space.
         before.disk.truncate(good_bytes).ok();
         Ok(Switched { number, first_sequence, older_bytes })
@@ -295,7 +297,7 @@ impl Shared {
     }
 
     /// Takes back what a failed write left in the file.
-    fn undo(&self, batch: Batch, segment: &OpenSegment, error: &io::Error) -> Result<(), LogError> {
+    fn undo(&self, batch: Batch, segment: &OpenSegment, error: &io::Error) -> LogError {
         let good_bytes = self.state().good_bytes;
         let undone = segment.disk.truncate(good_bytes);
         if is_full(error) && undone.is_ok() {
@@ -303,21 +305,17 @@ impl Shared {
             if let Some(ahead) = cut {
                 self.allocate(segment, ahead);
             }
-            self.complete(batch, &Err(LogError::DiskFull));
+            self.put_back(self.state(), batch, &Err(LogError::DiskFull));
             tracing::warn!(%error, "disk full: nothing is written until there is space");
-            return Err(LogError::DiskFull);
+            return LogError::DiskFull;
         }
         let failed = LogError::Failed(format!("{}: write: {error}", segment.path.display()));
-        self.complete(batch, &Err(failed.clone()));
+        self.put_back(self.state(), batch, &Err(failed.clone()));
         self.fail(&failed);
-        Err(failed)
+        failed
     }
 
     /// Tells everybody in a batch how it went, and lets the next one be taken.
-    fn complete(&self, batch: Batch, outcome: &Result<(), LogError>) {
-        self.put_back(self.state(), batch, outcome);
-    }
-
     fn put_back(
         &self,
         mut state: MutexGuard<'_, State>,
@@ -325,10 +323,15 @@ impl Shared {
         outcome: &Result<(), LogError>,
     ) {
         let waiting = state.put_back(batch);
-        let room_is_wanted = std::mem::take(&mut state.room_is_wanted);
-        drop(state);
+        self.make_room(state);
         tell(waiting, outcome);
-        if room_is_wanted {
+    }
+
+    /// Tells those who want it that there is room in the queue.
+    fn make_room(&self, mut state: MutexGuard<'_, State>) {
+        let is_wanted = std::mem::take(&mut state.room_is_wanted);
+        drop(state);
+        if is_wanted {
             self.room.notify_waiters();
         }
     }
@@ -351,9 +354,13 @@ impl Shared {
         tracing::error!(%error, "log failed");
     }
 
-    /// The device has what was written before the sync.
-    fn end_sync(&self) {
-        self.state().end_sync();
+    /// The sync that is the task of the thread.
+    fn sync_and_tell(&self) {
+        if let Err(error) = self.sync() {
+            return self.fail(&error);
+        }
+        let forced = self.state().end_sync();
+        tell(forced, &Ok(()));
         if self.lag_is_told.swap(false, Ordering::Relaxed) {
             tracing::info!("the disk has caught up: writes are taken");
         }

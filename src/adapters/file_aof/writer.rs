@@ -31,8 +31,8 @@ use crate::ports::{LogError, LogRecord, LogStats};
 use super::disk::{FsyncPolicy, SyncSchedule};
 use super::format::max_encoded_bytes;
 use super::marks::Marks;
-use super::queue::{Begun, Older, QueueLimits};
-use super::rotation::{Segments, Switched};
+use super::queue::{Pending, QueueLimits};
+use super::rotation::{Begun, Older, Segments, Switched};
 use super::shared::{Shared, WRITTEN_HERE_BYTES};
 
 /// The writer as those who append see it.
@@ -54,8 +54,8 @@ pub(super) struct WrittenTo {
 enum Taken {
     /// And written.
     Written(Result<(), LogError>),
-    /// And will be.
-    Queued(oneshot::Receiver<Result<(), LogError>>),
+    /// And will be, or will be forced.
+    Queued(Pending),
 }
 
 impl Writer {
@@ -202,7 +202,11 @@ impl Writer {
             state.queue(records, None);
             let writing = state.take();
             drop(state);
-            return Ok(Some(Taken::Written(self.shared.write_here(writing))));
+            return Ok(Some(match self.shared.write_here(writing) {
+                Ok(Some(pending)) => Taken::Queued(pending),
+                Ok(None) => Taken::Written(Ok(())),
+                Err(error) => Taken::Written(Err(error)),
+            }));
         }
         let (done, waiting) = oneshot::channel();
         state.queue(records, Some(done));
@@ -216,14 +220,15 @@ mod tests {
     use std::io;
     use std::sync::Mutex;
 
+    use futures_util::FutureExt;
+
     use super::*;
     use crate::adapters::file_aof::disk::Disk;
     use crate::adapters::file_aof::files::Unmade;
     use crate::adapters::file_aof::format::encode;
-    use crate::adapters::file_aof::queue::Position;
     use crate::adapters::file_aof::queue::SLOW_WRITE;
     use crate::adapters::file_aof::reserve::Reserve;
-    use crate::adapters::file_aof::rotation::OpenSegment;
+    use crate::adapters::file_aof::rotation::{OpenSegment, Position};
     use crate::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Value, Version};
 
     /// A file in memory that fails when it is told to.
@@ -681,18 +686,56 @@ mod tests {
         }
     }
 
+    /// A log whose syncs wait for a token each, with a write that ended when the device was behind: how
+    /// that will be acknowledged.
+    async fn with_a_late_write() -> (Log, std::sync::mpsc::SyncSender<()>, Acknowledged) {
+        let (open, gate) = std::sync::mpsc::sync_channel(64);
+        let (policy, lag_max) = (FsyncPolicy::EverySec, Duration::from_millis(500));
+        let schedule = SyncSchedule { policy, every: Duration::from_secs(3_600), lag_max };
+        let faulty = Faulty { sync_gate: Some(gate), ..Faulty::default() };
+        let log = start_with(&Next::default(), schedule, faulty);
+        log.writer.append(&[record(1)]).await.unwrap();
+        assert_eq!(log.disk.lock().unwrap().syncs_begun, 0);
+        log.disk.lock().unwrap().append_takes = Duration::from_millis(600);
+        let writer = Arc::clone(&log.writer);
+        let mut late: Acknowledged = Box::pin(async move { writer.append(&[record(2)]).await });
+        // Whoever appends does not wait for the device on its thread.
+        assert_eq!(late.as_mut().now_or_never(), None);
+        while log.disk.lock().unwrap().syncs_begun == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(late.as_mut().now_or_never(), None);
+        assert_eq!(log.writer.append(&[record(3)]).await, Err(LogError::DurabilityLag));
+        (log, open, late)
+    }
+
+    type Acknowledged = futures_util::future::BoxFuture<'static, Result<(), LogError>>;
+
     #[tokio::test]
     async fn a_write_that_ends_when_the_device_is_behind_is_acknowledged_when_it_is_forced() {
-        let hour = Duration::from_secs(3_600);
-        let (policy, lag_max) = (FsyncPolicy::EverySec, Duration::from_millis(500));
-        let schedule = SyncSchedule { policy, every: hour, lag_max };
-        let log = start_with(&Next::default(), schedule, Faulty::default());
-        log.writer.append(&[record(1)]).await.unwrap();
-        assert_eq!(log.writer.stats().syncs.count(), 0);
-        log.disk.lock().unwrap().append_takes = Duration::from_millis(600);
-        log.writer.append(&[record(2)]).await.unwrap();
-        assert_eq!(log.writer.stats().syncs.count(), 1);
-        assert_eq!(log.writer.append(&[record(3)]).await, Err(LogError::DurabilityLag));
+        let (log, open, late) = with_a_late_write().await;
+        open.send(()).unwrap();
+        assert_eq!(late.await, Ok(()));
+        log.writer.append(&[record(3)]).await.unwrap();
+        assert_eq!(log.disk.lock().unwrap().bytes, encoded(&[record(1), record(2), record(3)]));
+        open.send(()).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_write_that_waits_to_be_forced_hears_of_a_sync_that_fails() {
+        let (log, open, late) = with_a_late_write().await;
+        log.disk.lock().unwrap().sync_error = true;
+        open.send(()).unwrap();
+        assert!(matches!(late.await, Err(LogError::Failed(_))));
+    }
+
+    #[tokio::test]
+    async fn a_write_that_waits_to_be_forced_is_acknowledged_by_a_stop() {
+        let (log, open, late) = with_a_late_write().await;
+        log.writer.close();
+        open.send(()).unwrap();
+        assert_eq!(late.await, Ok(()));
+        log.thread.join().unwrap();
     }
 
     #[tokio::test]

@@ -7,15 +7,13 @@ use std::io;
 use std::time::Duration;
 
 use axum::body::{Body, BodyDataStream};
-use axum::http::{HeaderName, Request, Response, StatusCode, header};
+use axum::http::{HeaderName, Request, StatusCode, header};
 use bytes::Bytes;
 use futures_util::StreamExt;
-use hyper::body::Incoming;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
+use http_body_util::Full;
 use tokio::time::timeout;
+
+use super::client::HttpClient;
 
 /// Where a node gives out a backup.
 pub(super) const BACKUP_PATH: &str = "/admin/backup";
@@ -37,8 +35,8 @@ const MAX_REFUSAL_BYTES: usize = 64 * 1_024;
 pub struct Download {
     pieces: BodyDataStream,
     expected_bytes: Option<u64>,
-    /// What drives the connection, as long as this is held.
-    _connection: JoinSet<()>,
+    /// The connection, as long as this is held.
+    _client: HttpClient,
 }
 
 /// Why there is no backup, or no more of it.
@@ -77,11 +75,12 @@ impl Download {
     /// [`DownloadError`].
     pub async fn begin(addr: &str) -> Result<Self, DownloadError> {
         let unreachable = |error| DownloadError::Unreachable { addr: addr.to_owned(), error };
-        let connecting = timeout(CONNECT_WITHIN, TcpStream::connect(addr)).await;
-        let stream = connecting.unwrap_or_else(|_| Err(no_answer())).map_err(unreachable)?;
-        let answering = timeout(ANSWER_WITHIN, ask(stream, addr)).await;
-        let (response, connection) =
-            answering.unwrap_or_else(|_| Err(no_answer())).map_err(unreachable)?;
+        let connecting = timeout(CONNECT_WITHIN, HttpClient::connect(addr)).await;
+        let mut client = connecting.unwrap_or_else(|_| Err(no_answer())).map_err(unreachable)?;
+        let request = Request::get(BACKUP_PATH).header(header::HOST, addr).body(Full::default());
+        let request = request.map_err(io::Error::other).map_err(unreachable)?;
+        let answering = timeout(ANSWER_WITHIN, client.send(request)).await;
+        let response = answering.unwrap_or_else(|_| Err(no_answer())).map_err(unreachable)?;
         let status = response.status();
         let expected = response.headers().get(EXPECTED_BYTES);
         let expected_bytes = expected.and_then(|bytes| bytes.to_str().ok()?.parse().ok());
@@ -92,7 +91,7 @@ impl Download {
             return Err(DownloadError::Refused { addr: addr.to_owned(), reason });
         }
         let pieces = body.into_data_stream();
-        Ok(Self { pieces, expected_bytes, _connection: connection })
+        Ok(Self { pieces, expected_bytes, _client: client })
     }
 
     /// Its length in bytes, about, if the node says so.
@@ -113,20 +112,6 @@ impl Download {
             Err(_) => Err(broken("nothing came for a minute".into())),
         }
     }
-}
-
-async fn ask(stream: TcpStream, addr: &str) -> io::Result<(Response<Incoming>, JoinSet<()>)> {
-    let (mut sender, connection) =
-        http1::handshake::<_, Body>(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    let mut driving = JoinSet::new();
-    driving.spawn(async move {
-        // What goes wrong is told to whoever reads the answer.
-        connection.await.ok();
-    });
-    let request = Request::get(BACKUP_PATH).header(header::HOST, addr).body(Body::empty());
-    let request = request.map_err(io::Error::other)?;
-    let response = sender.send_request(request).await.map_err(io::Error::other)?;
-    Ok((response, driving))
 }
 
 fn no_answer() -> io::Error {

@@ -15,7 +15,9 @@ use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 
 use crate::domain::MemberState;
-use crate::ports::{ClientApi, ComparisonStats, LogStats, MemberStatus, NodeStats, SyncTimes};
+use crate::ports::{
+    ClientApi, ComparisonStats, LogStats, MemberStatus, NodeStats, OpKind, SyncTimes,
+};
 
 use super::errors::Code;
 use super::render::state_name;
@@ -58,6 +60,16 @@ pub(super) enum Call {
     Nodes,
     /// No call of ours: an unknown path or method.
     Other,
+}
+
+impl From<OpKind> for Call {
+    fn from(kind: OpKind) -> Self {
+        match kind {
+            OpKind::Get => Self::Get,
+            OpKind::Add => Self::Add,
+            OpKind::Remove => Self::Remove,
+        }
+    }
 }
 
 impl Call {

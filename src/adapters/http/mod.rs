@@ -6,14 +6,15 @@
 //! future per request, and what they do is done here in a few lines. Every refusal takes its
 //! shape and code from `errors`, every count ends up in `metrics`.
 //!
-//! The other way round there is one thing: `download` gets a backup from a node that runs, for the
-//! command line.
+//! The other way round, for the command line, `client` is a connection to a node that runs, and
+//! `download` gets a backup from one.
 //!
 //! It knows nothing of quorums, replicas or the log, and does not judge how long a value may be:
 //! that is the port's business.
 
 mod admission;
 mod body;
+mod client;
 mod connections;
 mod download;
 mod errors;
@@ -24,6 +25,7 @@ mod routes;
 mod server;
 mod timer;
 
+pub use client::HttpClient;
 pub use download::{Download, DownloadError};
 pub use options::HttpOptions;
 pub use server::serve;

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use tower::{Service, ServiceExt};
 
 use crate::domain::Forgotten;
-use crate::ports::{ClientApi, Consistency, Verdict};
+use crate::ports::{ClientApi, Consistency, OpKind, Verdict};
 
 use super::admission::Places;
 use super::download::BACKUP_PATH;
@@ -84,30 +84,12 @@ fn router(front: Arc<Front>) -> Router {
         .with_state(front)
 }
 
-/// A call on data.
-#[derive(Debug, Clone, Copy)]
-enum DataCall {
-    Get,
-    Add,
-    Remove,
-}
-
-impl From<DataCall> for Call {
-    fn from(call: DataCall) -> Self {
-        match call {
-            DataCall::Get => Self::Get,
-            DataCall::Add => Self::Add,
-            DataCall::Remove => Self::Remove,
-        }
-    }
-}
-
 /// The call on data that this is.
-fn call_on_data<B>(request: &RequestOf<B>) -> Option<DataCall> {
+fn call_on_data<B>(request: &RequestOf<B>) -> Option<OpKind> {
     let (call, method) = match request.uri().path() {
-        "/get" => (DataCall::Get, Method::POST),
-        "/add" => (DataCall::Add, Method::POST),
-        "/remove" => (DataCall::Remove, Method::DELETE),
+        "/get" => (OpKind::Get, Method::POST),
+        "/add" => (OpKind::Add, Method::POST),
+        "/remove" => (OpKind::Remove, Method::DELETE),
         _ => return None,
     };
     (*request.method() == method).then_some(call)
@@ -123,7 +105,7 @@ struct Front {
 impl Front {
     /// Reads the body, does what is asked, and counts how that ended. A request waits for its body
     /// outside the places of those that are worked on, or a few slow clients would take them all.
-    async fn carry_out<B>(&self, call: DataCall, request: RequestOf<B>) -> Response<Whole>
+    async fn carry_out<B>(&self, call: OpKind, request: RequestOf<B>) -> Response<Whole>
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
@@ -135,9 +117,9 @@ impl Front {
         self.finish(call.into(), started, result)
     }
 
-    async fn work(&self, call: DataCall, bytes: Bytes) -> Result {
+    async fn work(&self, call: OpKind, bytes: Bytes) -> Result {
         let (key, answer) = match call {
-            DataCall::Get => {
+            OpKind::Get => {
                 let (key, options) = body::parse_get(&bytes)?;
                 let answer = self.api.get(key.clone(), options).await?;
                 if options.consistency == Consistency::Confirmed {
@@ -146,14 +128,14 @@ impl Front {
                 }
                 (key, answer)
             }
-            DataCall::Add => {
+            OpKind::Add => {
                 let (key, value, options) = body::parse_key_value(&bytes)?;
                 // The value has its own copy now; the rest of the frame need not wait for the quorum.
                 drop(bytes);
                 let answer = self.api.add(key.clone(), value, options).await?;
                 (key, answer)
             }
-            DataCall::Remove => {
+            OpKind::Remove => {
                 let (key, options) = body::parse_key(&bytes)?;
                 let answer = self.api.remove(key.clone(), options).await?;
                 (key, answer)

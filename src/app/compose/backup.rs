@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use crate::adapters::file_aof::{BackupDir, BackupError, BackupWritten};
 use crate::adapters::http::{Download, DownloadError};
 
-use super::command::Stopped;
+use super::command::{Stopped, interrupted};
 use super::errors::RunError;
 
 /// How often a long backup says how far it is.
@@ -26,15 +26,9 @@ pub(super) async fn backup(
     out: &mut (dyn Write + Send),
 ) -> Result<(), Stopped> {
     let began = Instant::now();
-    let interrupted = async {
-        // Where that cannot be noticed, it ends the process.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    };
     let BackupWritten { path, records, bytes } = tokio::select! {
         written = fetch(dir, from) => written?,
-        () = interrupted => return Err(no_backup("interrupted").into()),
+        () = interrupted() => return Err(no_backup("interrupted").into()),
     };
     let (path, took) = (path.display(), began.elapsed().as_secs_f64());
     writeln!(out, "{path}: complete: {records} records, {bytes} bytes, {took:.1} s")?;

@@ -36,6 +36,13 @@ pub async fn perform(command: Command, out: &mut (dyn Write + Send)) -> Result<(
     }
 }
 
+/// Resolves when the process is interrupted. Where that cannot be noticed, it ends the process.
+pub(super) async fn interrupted() {
+    if tokio::signal::ctrl_c().await.is_err() {
+        std::future::pending::<()>().await;
+    }
+}
+
 /// Why a command did not go on.
 #[derive(Debug)]
 pub(super) enum Stopped {

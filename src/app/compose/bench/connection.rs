@@ -6,14 +6,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Method, Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 use tokio::time::timeout;
 
-use super::workload::Call;
+use crate::adapters::http::HttpClient;
+use crate::ports::OpKind;
 
 /// Longer than a node takes for any request.
 const ANSWER_WITHIN: Duration = Duration::from_secs(15);
@@ -34,20 +31,13 @@ pub(super) enum Reply {
 #[derive(Debug)]
 pub(super) struct Connection {
     addr: Arc<str>,
-    open: Option<Open>,
-}
-
-#[derive(Debug)]
-struct Open {
-    sender: SendRequest<Full<Bytes>>,
-    /// What drives the connection, as long as this is held.
-    _driving: JoinSet<()>,
+    open: Option<HttpClient>,
 }
 
 impl Connection {
     /// Connects now, if the node is there, or when it is used.
     pub(super) async fn to(addr: Arc<str>) -> Self {
-        let connecting = timeout(CONNECT_WITHIN, Open::connect(&addr)).await;
+        let connecting = timeout(CONNECT_WITHIN, HttpClient::connect(&addr)).await;
         // What is wrong is told to whoever asks.
         let open = connecting.ok().and_then(Result::ok);
         Self { addr, open }
@@ -60,51 +50,34 @@ impl Connection {
 
     /// Sends a request and waits for what becomes of it. Not cancel safe: dropped halfway, the
     /// connection must not be used again.
-    pub(super) async fn ask(&mut self, call: Call, body: Bytes) -> Reply {
+    pub(super) async fn ask(&mut self, call: OpKind, body: Bytes) -> Reply {
         let asked = timeout(ANSWER_WITHIN, self.try_ask(call, body)).await;
-        let late = || Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in 15 s").into());
+        let late = || Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in 15 s"));
         asked.unwrap_or_else(|_| late()).unwrap_or_else(|error| {
             self.open = None;
             Reply::Error(format!("{}: {error}", self.addr))
         })
     }
 
-    async fn try_ask(&mut self, call: Call, body: Bytes) -> Result<Reply, Broken> {
+    async fn try_ask(&mut self, call: OpKind, body: Bytes) -> io::Result<Reply> {
         let open = match self.open.take() {
-            Some(open) if !open.sender.is_closed() => open,
-            _ => Open::connect(&self.addr).await?,
+            Some(open) if !open.is_closed() => open,
+            _ => HttpClient::connect(&self.addr).await?,
         };
         let open = self.open.insert(open);
-        let method = if call == Call::Remove { Method::DELETE } else { Method::POST };
+        let method = if call == OpKind::Remove { Method::DELETE } else { Method::POST };
         let request = Request::builder()
             .method(method)
-            .uri(format!("/{}", call.name()))
+            .uri(format!("/{}", call.as_str()))
             .header(header::HOST, &*self.addr)
             .header(header::CONTENT_TYPE, "application/json")
-            .body(Full::new(body))?;
-        open.sender.ready().await?;
-        let response = open.sender.send_request(request).await?;
+            .body(Full::new(body));
+        let response = open.send(request.map_err(io::Error::other)?).await?;
         let status = response.status();
-        let body = response.into_body().collect().await?.to_bytes();
-        Ok(reply(status, &body))
+        let body = response.into_body().collect().await.map_err(io::Error::other)?;
+        Ok(reply(status, &body.to_bytes()))
     }
 }
-
-impl Open {
-    async fn connect(addr: &str) -> Result<Self, Broken> {
-        let stream = TcpStream::connect(addr).await?;
-        stream.set_nodelay(true)?;
-        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
-        let mut driving = JoinSet::new();
-        driving.spawn(async move {
-            // What goes wrong is told to whoever waits for the answer.
-            connection.await.ok();
-        });
-        Ok(Self { sender, _driving: driving })
-    }
-}
-
-type Broken = Box<dyn std::error::Error + Send + Sync>;
 
 fn reply(status: StatusCode, body: &[u8]) -> Reply {
     if status == StatusCode::OK && body.starts_with(br#"{"status":"success""#) {

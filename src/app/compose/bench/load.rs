@@ -7,20 +7,21 @@
 //! and not answered when the time is over is counted as such.
 
 use std::io::{self, Write};
+use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until};
 
 use crate::adapters::config::{BenchPlan, Extent};
 
+use super::super::command::interrupted;
 use super::connection::{Connection, Reply};
 use super::tally::Tally;
-use super::workload::{Call, Workload};
+use super::workload::Workload;
 
 /// How often progress is told, and the length of a step of the series.
 const STEP: Duration = Duration::from_secs(1);
@@ -34,7 +35,7 @@ pub(super) enum Goal {
     /// Every key is written, as fast as it goes.
     Fill,
     /// Load that is not counted.
-    Warmup(Extent),
+    Warmup(Duration),
     /// Load that is.
     Measure(Extent),
 }
@@ -95,12 +96,7 @@ pub(super) async fn apply(plan: &BenchPlan, goal: Goal) -> Measured {
     };
     let mut ticks = interval_at(pace.began + STEP, STEP);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    let mut interrupt = Box::pin(async {
-        // Where that cannot be noticed, it ends the process.
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
-        }
-    });
+    let mut interrupt = pin!(interrupted());
     loop {
         tokio::select! {
             ended = connections.join_next() => if ended.is_none() { break },
@@ -125,11 +121,9 @@ impl Measured {
         let at = pace.began.elapsed();
         let passed = at.saturating_sub(self.took);
         self.took = at;
-        let mut counted = pace.counted();
+        let counted = std::mem::replace(&mut *pace.counted(), Tally::new());
         let (times, errors) = (counted.all(), counted.failed());
         self.tally.add(&counted);
-        counted.clear();
-        drop(counted);
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 in a second")]
         let per_second = times.len() as f64 / passed.as_secs_f64().max(f64::EPSILON);
         let (median_us, p99_us) = (times.value_at_quantile(0.5), times.value_at_quantile(0.99));
@@ -184,13 +178,17 @@ impl Pace {
     fn is_wanted(&self, number: u64, now: Duration) -> bool {
         match self.goal {
             Goal::Fill => number < self.keys,
-            Goal::Warmup(Extent::Requests(count)) | Goal::Measure(Extent::Requests(count)) => {
-                number < count
-            }
-            Goal::Warmup(Extent::Time(time)) | Goal::Measure(Extent::Time(time)) => {
+            Goal::Measure(Extent::Requests(count)) => number < count,
+            Goal::Warmup(time) | Goal::Measure(Extent::Time(time)) => {
                 now < time && self.due(number).is_none_or(|due| due < time)
             }
         }
+    }
+
+    /// The next request, if one is still wanted so long after the beginning.
+    fn take(&self, now: Duration) -> Option<u64> {
+        let next = |number| self.is_wanted(number, now).then_some(number + 1);
+        self.next.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).ok()
     }
 
     /// Requests that were due by then, or taken where there is no rate.
@@ -215,22 +213,14 @@ impl Pace {
 /// The life of one connection.
 async fn drive(pace: Arc<Pace>, mut connection: Connection, mut workload: Workload) {
     loop {
-        let number = pace.next.load(Ordering::Relaxed);
         let free = Instant::now();
-        if !pace.is_wanted(number, free - pace.began) {
-            return;
-        }
-        // Another connection may have taken it meanwhile.
-        let taken =
-            pace.next.compare_exchange(number, number + 1, Ordering::Relaxed, Ordering::Relaxed);
-        if taken.is_err() {
-            continue;
-        }
+        let Some(number) = pace.take(free - pace.began) else { return };
         let due = pace.due(number).map(|due| pace.began + due);
         if let Some(due) = due.filter(|due| *due > free) {
             sleep_until(due).await;
         }
-        let (call, body) = request(&pace, &mut workload, number);
+        let (call, body) =
+            if pace.goal == Goal::Fill { workload.fill(number) } else { workload.draw() };
         // Whoever was free in time is late by its own timer only, which is not the node's fault.
         let from = due.filter(|due| *due < free).unwrap_or_else(Instant::now);
         let reply = connection.ask(call, body).await;
@@ -241,10 +231,6 @@ async fn drive(pace: Arc<Pace>, mut connection: Connection, mut workload: Worklo
             sleep(AGAIN_AFTER).await;
         }
     }
-}
-
-fn request(pace: &Pace, workload: &mut Workload, number: u64) -> (Call, Bytes) {
-    if pace.goal == Goal::Fill { workload.fill(number) } else { workload.draw() }
 }
 
 #[cfg(test)]

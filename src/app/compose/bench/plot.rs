@@ -6,7 +6,8 @@ use plotters::prelude::*;
 use crate::adapters::config::BenchPlan;
 
 use super::load::Measured;
-use super::workload::Call;
+use super::report::rate;
+use super::workload::CALLS;
 
 const SIZE: (u32, u32) = (900, 700);
 
@@ -31,8 +32,7 @@ pub(super) fn svg(plan: &BenchPlan, measured: &Measured) -> Result<String, Faile
     {
         let root = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
         root.fill(&WHITE)?;
-        let rate = plan.rate.map_or("as fast as it goes".to_owned(), |rate| format!("{rate}/s"));
-        let title = format!("{}, {} connections, {rate}", plan.mix, plan.connections);
+        let title = format!("{}, {} connections, {}", plan.mix, plan.connections, rate(plan));
         let root = root.titled(&title, ("sans-serif", 20))?;
         let (above, below) = root.split_vertically(SIZE.1 * 3 / 5);
         percentiles(&above, measured)?;
@@ -44,15 +44,17 @@ pub(super) fn svg(plan: &BenchPlan, measured: &Measured) -> Result<String, Faile
 
 type Area<'a> = DrawingArea<SVGBackend<'a>, plotters::coord::Shift>;
 
+fn framed<'a, 'b>(area: &'a Area<'b>, caption: &str) -> ChartBuilder<'a, 'b, SVGBackend<'b>> {
+    let mut chart = ChartBuilder::on(area);
+    chart.caption(caption, ("sans-serif", 15)).margin(8).margin_right(32);
+    chart.x_label_area_size(28).y_label_area_size(64);
+    chart
+}
+
 fn percentiles(area: &Area<'_>, measured: &Measured) -> Result<(), Failed> {
     let all = measured.tally.all();
     let (low, high) = (millis(all.min()).max(0.001), millis(all.max()) * 1.1);
-    let mut chart = ChartBuilder::on(area)
-        .caption("Time of a request by percentile", ("sans-serif", 15))
-        .margin(8)
-        .margin_right(32)
-        .x_label_area_size(28)
-        .y_label_area_size(64)
+    let mut chart = framed(area, "Time of a request by percentile")
         .build_cartesian_2d(0.0..NINES, (low..high).log_scale())?;
     chart
         .configure_mesh()
@@ -60,7 +62,7 @@ fn percentiles(area: &Area<'_>, measured: &Measured) -> Result<(), Failed> {
         .x_label_formatter(&|nines| percentile(*nines))
         .y_label_formatter(&|ms| format!("{ms} ms"))
         .draw()?;
-    for (index, call) in Call::ALL.into_iter().enumerate() {
+    for (index, call) in CALLS.into_iter().enumerate() {
         let times = measured.tally.of(call);
         if times.is_empty() {
             continue;
@@ -73,7 +75,7 @@ fn percentiles(area: &Area<'_>, measured: &Measured) -> Result<(), Failed> {
         let line = LineSeries::new((0..=POINTS).map(point), color.stroke_width(2));
         chart
             .draw_series(line)?
-            .label(call.name())
+            .label(call.as_str())
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], color.stroke_width(2)));
     }
     chart
@@ -89,13 +91,7 @@ fn series(area: &Area<'_>, measured: &Measured) -> Result<(), Failed> {
     let steps = &measured.series;
     let most = steps.iter().map(|step| step.per_second).fold(1.0, f64::max) * 1.1;
     let end = steps.last().map_or(1.0, |step| step.at.as_secs_f64()).max(0.1);
-    let mut chart = ChartBuilder::on(area)
-        .caption("Requests per second", ("sans-serif", 15))
-        .margin(8)
-        .margin_right(32)
-        .x_label_area_size(28)
-        .y_label_area_size(64)
-        .build_cartesian_2d(0.0..end, 0.0..most)?;
+    let mut chart = framed(area, "Requests per second").build_cartesian_2d(0.0..end, 0.0..most)?;
     chart
         .configure_mesh()
         .x_label_formatter(&|seconds| format!("{seconds:.1} s"))
@@ -130,6 +126,7 @@ fn percentile(nines: f64) -> String {
 mod tests {
     use super::*;
     use crate::app::compose::bench::report::tests::{measured, plan};
+    use crate::app::compose::bench::tally::Tally;
 
     #[test]
     fn a_plot_names_what_it_shows() {
@@ -143,11 +140,14 @@ mod tests {
 
     #[test]
     fn a_single_request_can_be_drawn() {
-        let mut measured = measured();
-        measured.series.clear();
-        measured.tally.clear();
+        let tally = Tally::new();
+        let mut measured = Measured { tally, series: Vec::new(), ..measured() };
         let took = std::time::Duration::from_micros(1);
-        measured.tally.record(Call::Get, super::super::connection::Reply::Success, took);
+        measured.tally.record(
+            crate::ports::OpKind::Get,
+            super::super::connection::Reply::Success,
+            took,
+        );
         svg(&plan(), &measured).unwrap();
     }
 }

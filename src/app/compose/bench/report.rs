@@ -9,10 +9,15 @@ use serde_json::{Map, Value, json};
 use crate::adapters::config::BenchPlan;
 
 use super::load::Measured;
-use super::workload::Call;
+use super::workload::CALLS;
 
 /// Shares of the requests that are answered within a time.
 const QUANTILES: [(&str, f64); 4] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99), ("p99.9", 0.999)];
+
+/// How fast it was to go.
+pub(super) fn rate(plan: &BenchPlan) -> String {
+    plan.rate.map_or("as fast as it goes".into(), |rate| format!("{rate} requests/s"))
+}
 
 /// A table, and what there is to know about it.
 pub(super) fn text(plan: &BenchPlan, measured: &Measured) -> String {
@@ -24,9 +29,8 @@ pub(super) fn text(plan: &BenchPlan, measured: &Measured) -> String {
 fn write_text(out: &mut String, plan: &BenchPlan, measured: &Measured) -> std::fmt::Result {
     let Measured { took, tally, unanswered, is_interrupted, .. } = measured;
     let BenchPlan { connections, keys, distribution, value_bytes, mix, .. } = plan;
-    let rate = plan.rate.map_or("as fast as it goes".into(), |rate| format!("{rate} requests/s"));
     let quorum = plan.quorum.map_or("the node's".into(), |quorum| quorum.to_string());
-    writeln!(out, "\n{}: {connections} connections, {rate}", plan.addrs.join(", "))?;
+    writeln!(out, "\n{}: {connections} connections, {}", plan.addrs.join(", "), rate(plan))?;
     writeln!(
         out,
         "{mix} over {keys} keys ({distribution}), values of {value_bytes} bytes, quorum: {quorum}\n"
@@ -36,8 +40,8 @@ fn write_text(out: &mut String, plan: &BenchPlan, measured: &Measured) -> std::f
         write!(out, "{name:>10}")?;
     }
     writeln!(out, "{:>10}", "max")?;
-    for call in Call::ALL {
-        write_row(out, call.name(), tally.of(call), *took)?;
+    for call in CALLS {
+        write_row(out, call.as_str(), tally.of(call), *took)?;
     }
     write_row(out, "all", &tally.all(), *took)?;
     writeln!(
@@ -112,8 +116,8 @@ pub(super) fn json(plan: &BenchPlan, measured: &Measured) -> Value {
         }));
         Value::Object(row)
     };
-    let calls = Call::ALL.into_iter().filter(|call| !tally.of(*call).is_empty());
-    let calls = calls.map(|call| (call.name().to_owned(), row(tally.of(call))));
+    let calls = CALLS.into_iter().filter(|call| !tally.of(*call).is_empty());
+    let calls = calls.map(|call| (call.as_str().to_owned(), row(tally.of(call))));
     let calls: Map<_, _> = calls.chain([("all".to_owned(), row(&tally.all()))]).collect();
     let series = series.iter().map(|step| {
         json!({
@@ -151,6 +155,7 @@ pub(super) mod tests {
     use crate::app::compose::bench::connection::Reply;
     use crate::app::compose::bench::load::Step;
     use crate::app::compose::bench::tally::Tally;
+    use crate::ports::OpKind;
 
     /// The defaults.
     pub(in super::super) fn plan() -> BenchPlan {
@@ -165,10 +170,10 @@ pub(super) mod tests {
     pub(in super::super) fn measured() -> Measured {
         let mut tally = Tally::new();
         for ms in 1..=1_000 {
-            tally.record(Call::Get, Reply::Success, Duration::from_millis(ms));
+            tally.record(OpKind::Get, Reply::Success, Duration::from_millis(ms));
         }
-        tally.record(Call::Add, Reply::Partial, Duration::from_micros(250));
-        tally.record(Call::Add, Reply::Error("503 overloaded".into()), Duration::ZERO);
+        tally.record(OpKind::Add, Reply::Partial, Duration::from_micros(250));
+        tally.record(OpKind::Add, Reply::Error("503 overloaded".into()), Duration::ZERO);
         let step = |seconds| Step {
             at: Duration::from_secs(seconds),
             per_second: 100.0,

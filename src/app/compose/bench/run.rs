@@ -3,7 +3,7 @@
 use std::io::Write;
 use std::path::Path;
 
-use crate::adapters::config::{BenchPlan, Extent};
+use crate::adapters::config::BenchPlan;
 
 use super::super::command::Stopped;
 use super::super::errors::RunError;
@@ -23,7 +23,7 @@ pub(in super::super) async fn bench(
         }
     }
     if !plan.warmup.is_zero() {
-        let warm = apply(&plan, Goal::Warmup(Extent::Time(plan.warmup))).await;
+        let warm = apply(&plan, Goal::Warmup(plan.warmup)).await;
         if warm.is_interrupted || warm.tally.answered() == 0 {
             return Err(unmeasured("nothing was measured", &warm));
         }
@@ -32,15 +32,13 @@ pub(in super::super) async fn bench(
     if measured.tally.answered() == 0 {
         return Err(unmeasured("nothing was measured", &measured));
     }
-    let json = report::json(&plan, &measured);
-    let is_json_alone = plan.json.as_deref() == Some(Path::new("-"));
-    if is_json_alone {
-        writeln!(out, "{json}")?;
-    } else {
-        write!(out, "{}", report::text(&plan, &measured))?;
-    }
-    if let Some(path) = plan.json.as_deref().filter(|_| !is_json_alone) {
-        write_file(path, &format!("{json}\n"))?;
+    let json = || format!("{}\n", report::json(&plan, &measured));
+    match plan.json.as_deref() {
+        Some(path) if path == Path::new("-") => out.write_all(json().as_bytes())?,
+        path => {
+            out.write_all(report::text(&plan, &measured).as_bytes())?;
+            path.map_or(Ok(()), |path| write_file(path, &json()))?;
+        }
     }
     if let Some(path) = &plan.plot {
         let svg = plot::svg(&plan, &measured);

@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
+use crate::ports::OpKind;
+
 use super::connection::Reply;
-use super::workload::Call;
 
 /// Kinds of errors that are told apart.
 const KINDS: usize = 20;
@@ -27,7 +28,7 @@ impl Tally {
         Self { times: [(); 3].map(|()| histogram()), partial: 0, errors: BTreeMap::new() }
     }
 
-    pub(super) fn record(&mut self, call: Call, reply: Reply, took: Duration) {
+    pub(super) fn record(&mut self, call: OpKind, reply: Reply, took: Duration) {
         match reply {
             Reply::Success => {}
             Reply::Partial => self.partial += 1,
@@ -51,19 +52,13 @@ impl Tally {
         }
     }
 
-    pub(super) fn clear(&mut self) {
-        self.times.iter_mut().for_each(Histogram::reset);
-        self.partial = 0;
-        self.errors.clear();
-    }
-
     /// The times of one call.
-    pub(super) fn of(&self, call: Call) -> &Histogram<u64> {
+    pub(super) fn of(&self, call: OpKind) -> &Histogram<u64> {
         let [get, add, remove] = &self.times;
         match call {
-            Call::Get => get,
-            Call::Add => add,
-            Call::Remove => remove,
+            OpKind::Get => get,
+            OpKind::Add => add,
+            OpKind::Remove => remove,
         }
     }
 
@@ -103,8 +98,8 @@ fn histogram() -> Histogram<u64> {
     histogram
 }
 
-/// Both grow as they need.
 fn merge(into: &mut Histogram<u64>, from: &Histogram<u64>) {
+    // It grows as it needs to.
     into.add(from).ok();
 }
 
@@ -118,27 +113,25 @@ mod tests {
     fn requests_are_counted_by_call_and_errors_by_kind() {
         let mut tally = Tally::new();
         for ms in 1..=100 {
-            tally.record(Call::Add, Reply::Success, ms * MS);
+            tally.record(OpKind::Add, Reply::Success, ms * MS);
         }
-        tally.record(Call::Get, Reply::Partial, 500 * MS);
-        tally.record(Call::Get, Reply::Error("503 overloaded".into()), MS);
+        tally.record(OpKind::Get, Reply::Partial, 500 * MS);
+        tally.record(OpKind::Get, Reply::Error("503 overloaded".into()), MS);
         let mut sum = Tally::new();
         sum.add(&tally);
         sum.add(&tally);
         assert_eq!((sum.answered(), sum.partial, sum.failed()), (202, 2, 2));
         assert_eq!(sum.errors.get("503 overloaded"), Some(&2));
-        let median = sum.of(Call::Add).value_at_quantile(0.5);
+        let median = sum.of(OpKind::Add).value_at_quantile(0.5);
         assert!(median.abs_diff(50_000) < 100, "{median}");
         assert!(sum.all().max().abs_diff(500_000) < 1_000);
-        sum.clear();
-        assert_eq!((sum.answered(), sum.partial, sum.failed()), (0, 0, 0));
     }
 
     #[test]
     fn no_more_kinds_of_errors_are_kept_than_somebody_reads() {
         let mut tally = Tally::new();
         for n in 0..1_000 {
-            tally.record(Call::Get, Reply::Error(format!("error {n}")), MS);
+            tally.record(OpKind::Get, Reply::Error(format!("error {n}")), MS);
         }
         assert_eq!((tally.errors.len(), tally.failed()), (KINDS + 1, 1_000));
     }

@@ -10,26 +10,11 @@ use rand::{RngExt, SeedableRng};
 use rand_distr::{Distribution as _, Zipf};
 
 use crate::adapters::config::{BenchPlan, Distribution};
+use crate::domain::QuorumSpec;
+use crate::ports::OpKind;
 
-/// A call on data.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Call {
-    Get,
-    Add,
-    Remove,
-}
-
-impl Call {
-    pub(super) const ALL: [Self; 3] = [Self::Get, Self::Add, Self::Remove];
-
-    pub(super) const fn name(self) -> &'static str {
-        match self {
-            Self::Get => "get",
-            Self::Add => "add",
-            Self::Remove => "remove",
-        }
-    }
-}
+/// The calls that are made.
+pub(super) const CALLS: [OpKind; 3] = [OpKind::Get, OpKind::Add, OpKind::Remove];
 
 /// Draws requests, for one connection.
 #[derive(Debug)]
@@ -62,22 +47,22 @@ impl Workload {
     }
 
     /// The next request: the call, and its body.
-    pub(super) fn draw(&mut self) -> (Call, Bytes) {
+    pub(super) fn draw(&mut self) -> (OpKind, Bytes) {
         let mix = self.plan.mix;
         let part = self.random.random_range(0..mix.sum());
         let (get, add) = (u32::from(mix.get), u32::from(mix.add));
         let call = match part {
-            part if part < get => Call::Get,
-            part if part < get + add => Call::Add,
-            _ => Call::Remove,
+            part if part < get => OpKind::Get,
+            part if part < get + add => OpKind::Add,
+            _ => OpKind::Remove,
         };
         let key = self.draw_key();
         (call, self.body(call, key))
     }
 
     /// The write of this key.
-    pub(super) fn fill(&self, key: u64) -> (Call, Bytes) {
-        (Call::Add, self.body(Call::Add, key))
+    pub(super) fn fill(&self, key: u64) -> (OpKind, Bytes) {
+        (OpKind::Add, self.body(OpKind::Add, key))
     }
 
     fn draw_key(&mut self) -> u64 {
@@ -94,15 +79,15 @@ impl Workload {
     }
 
     /// Keys and values are letters and digits: nothing has to be escaped.
-    fn body(&self, call: Call, key: u64) -> Bytes {
+    fn body(&self, call: OpKind, key: u64) -> Bytes {
         let mut body = String::with_capacity(64 + self.value.len());
         write!(body, r#"{{"key":"bench-{key}""#).unwrap_or_default();
-        if call == Call::Add {
+        if call == OpKind::Add {
             write!(body, r#","value":"{}""#, self.value).unwrap_or_default();
         }
         if let Some(quorum) = self.plan.quorum {
             match quorum {
-                crate::domain::QuorumSpec::Count(count) => write!(body, r#","quorum":{count}"#),
+                QuorumSpec::Count(count) => write!(body, r#","quorum":{count}"#),
                 named => write!(body, r#","quorum":"{named}""#),
             }
             .unwrap_or_default();
@@ -131,7 +116,7 @@ mod tests {
         Workload::new(plan, &Workload::value(plan), connection)
     }
 
-    fn drawn(plan: &Arc<BenchPlan>, connection: u64) -> Vec<(Call, Json)> {
+    fn drawn(plan: &Arc<BenchPlan>, connection: u64) -> Vec<(OpKind, Json)> {
         let mut workload = workload(plan, connection);
         let requests = (0..10_000).map(|_| workload.draw());
         requests.map(|(call, body)| (call, serde_json::from_slice(&body).unwrap())).collect()
@@ -160,12 +145,17 @@ mod tests {
     fn calls_come_in_their_parts_with_the_fields_that_they_have() {
         let plan = plan(&["--mix", "get=6,add=3,remove=1", "--value-bytes", "7", "--quorum", "2"]);
         let requests = drawn(&plan, 1);
-        for (call, expected) in [(Call::Get, 6_000), (Call::Add, 3_000), (Call::Remove, 1_000)] {
+        for (call, expected) in
+            [(OpKind::Get, 6_000), (OpKind::Add, 3_000), (OpKind::Remove, 1_000)]
+        {
             let of_call: Vec<_> = requests.iter().filter(|(of, _)| *of == call).collect();
             assert!(of_call.len().abs_diff(expected) < 200, "{call:?}: {}", of_call.len());
             for (_, body) in of_call {
                 assert_eq!(body["quorum"], 2);
-                assert_eq!(body["value"].as_str().map(str::len), (call == Call::Add).then_some(7));
+                assert_eq!(
+                    body["value"].as_str().map(str::len),
+                    (call == OpKind::Add).then_some(7)
+                );
             }
         }
     }
