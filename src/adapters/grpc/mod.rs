@@ -1,17 +1,20 @@
 //! Peers over gRPC (`lally.v1`).
 //!
 //! * `peers` is the `PeerTransport`: this node's side towards others. Per peer there are three
-//!   connections: `link`s carry reads and writes on one long-lived stream, control calls and gossip
+//!   connections: `link`s carry reads and writes, the
+//!   `calls`, on one long-lived stream, control calls and gossip
 //!   have one to themselves, so that bulk transfer on the third never delays them; `pulled` reads what
 //!   that brings.
-//! * `server` and `streams` answer others.
+//! * `server` answers others, `data` their reads and writes, `streams` what brings much.
 //! * `dial` is for connections that are not the system's TCP.
 //! * `handshake` is what every call carries and how a refusal travels; `convert` turns messages into
 //!   values and back; `fragments` carries what is larger than a message; `wire` is generated.
 //!
 //! No type of tonic or prost leaves this module.
 
+mod calls;
 mod convert;
+mod data;
 mod dial;
 mod fragments;
 mod gossip;

@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tonic::codegen::BoxStream;
 use tonic::transport::Server;
 use tonic::transport::server::{Connected, TcpIncoming};
 use tonic::{Request, Response, Status, Streaming};
@@ -21,10 +22,11 @@ use super::convert::{
     announcement_from_wire, announcement_to_wire, buckets_from_wire, certification_from_wire,
     chunk_from_wire, chunk_to_wire, keys_from_wire, level_from_wire, summaries_to_wire,
 };
+use super::data::Answers;
 use super::dial::Connection;
 use super::fragments::{Fragmented, MAX_MESSAGE_BYTES, Reassembly};
 use super::handshake::{Handshake, refused};
-use super::streams::{Outbox, send_chunks, serve_data};
+use super::streams::send_chunks;
 use super::wire::peer_server::{Peer, PeerServer};
 use super::wire::{
     Announcement, Chunk, DigestReply, DigestRequest, FenceReply, FenceRequest, FetchRequest,
@@ -44,9 +46,6 @@ const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long open calls may take to end once the server is asked to stop.
 const DRAIN: Duration = Duration::from_secs(1);
-
-/// Messages that wait for a stream.
-const MESSAGES_AHEAD: usize = 16;
 
 /// Largest packet of the failure detector.
 const MAX_PACKET_BYTES: usize = 64 * 1_024;
@@ -137,8 +136,7 @@ impl Service {
     ) -> Response<ReceiverStream<Result<M, Status>>> {
         let (chunks, stream) = mpsc::channel(1);
         let stop = self.stop.clone();
-        let sending =
-            async move { send_chunks(beginning.await, Outbox::new(chunks), to_wire).await };
+        let sending = async move { send_chunks(beginning.await, chunks, to_wire).await };
         self.tasks.spawn(async move {
             stop.run_until_cancelled_owned(sending).await;
         });
@@ -180,21 +178,16 @@ impl Peer for Service {
         }
     }
 
-    type DataStream = ReceiverStream<Result<ReplyBatch, Status>>;
+    type DataStream = BoxStream<ReplyBatch>;
 
     async fn data(
         &self,
         request: Request<Streaming<RequestBatch>>,
     ) -> Result<Response<Self::DataStream>, Status> {
         self.handshake.check(request.metadata())?;
-        let (replies, stream) = mpsc::channel(MESSAGES_AHEAD);
         let (replica, tasks) = (Arc::clone(&self.replica), self.tasks.clone());
-        let serving = serve_data(replica, request.into_inner(), Outbox::new(replies), tasks);
-        let stop = self.stop.clone();
-        self.tasks.spawn(async move {
-            stop.run_until_cancelled_owned(serving).await;
-        });
-        Ok(Response::new(ReceiverStream::new(stream)))
+        let answers = Answers::new(replica, request.into_inner(), tasks).into_stream();
+        Ok(Response::new(Box::pin(answers.take_until(self.stop.clone().cancelled_owned()))))
     }
 
     async fn digest(
