@@ -14,8 +14,8 @@ use super::{Content, Entry, Key};
 /// when it is 7/8 full, and is 7/16 full then; this counts the latter, so that a limit holds.
 const SLOT_BYTES: usize = (size_of::<Key>() + size_of::<Entry>() + 1) * 16 / 7;
 
-/// Two counters of references stand before every shared text.
-const COUNTERS_BYTES: usize = 2 * size_of::<usize>();
+/// A counter of references and the length stand before every shared text.
+const HEAD_BYTES: usize = 2 * size_of::<usize>();
 
 /// Allocators hand out multiples of this.
 const GRAIN_BYTES: usize = 16;
@@ -82,7 +82,7 @@ pub struct MemoryFull {
 }
 
 const fn text_bytes(text: &str) -> usize {
-    (COUNTERS_BYTES + text.len()).next_multiple_of(GRAIN_BYTES)
+    (HEAD_BYTES + text.len()).next_multiple_of(GRAIN_BYTES)
 }
 
 #[cfg(test)]
@@ -105,17 +105,17 @@ mod tests {
     /// What documentation says of an entry's cost. If this fails, types have changed size.
     #[test]
     #[cfg(target_pointer_width = "64")]
-    fn an_entry_takes_112_bytes_and_its_texts_with_16_bytes_each_rounded_up() {
-        assert_eq!((size_of::<Key>(), size_of::<Value>(), size_of::<Entry>()), (16, 16, 32));
-        assert_eq!((SLOT_BYTES, COUNTERS_BYTES), (112, 16));
+    fn an_entry_takes_75_bytes_and_its_texts_with_16_bytes_each_rounded_up() {
+        assert_eq!((size_of::<Key>(), size_of::<Value>(), size_of::<Entry>()), (8, 8, 24));
+        assert_eq!((SLOT_BYTES, HEAD_BYTES), (75, 16));
         // A place is that large also inside a table, where a pair might need padding.
         assert_eq!(size_of::<(Key, Entry)>(), size_of::<Key>() + size_of::<Entry>());
         for (key_bytes, value_bytes, total) in
-            [(1, 0, 112 + 32 + 16), (16, 16, 112 + 32 + 32), (17, 1_000, 112 + 48 + 1_024)]
+            [(1, 0, 75 + 32 + 16), (16, 16, 75 + 32 + 32), (17, 1_000, 75 + 48 + 1_024)]
         {
             assert_eq!(live(value_bytes).memory_bytes(&key(key_bytes)), total);
         }
-        assert_eq!(Content::Tombstone.memory_bytes(&key(1)), 112 + 32);
+        assert_eq!(Content::Tombstone.memory_bytes(&key(1)), 75 + 32);
     }
 
     /// Every limit around every amount of memory, for every pair of what is held and written.

@@ -5,14 +5,15 @@
 //! [`MAX_VALUE_BYTES`], for which logs, messages and buffers have room.
 
 use std::fmt;
-use std::sync::Arc;
+
+use arcstr::ArcStr;
 
 /// The longest value that any node may be configured to take, in bytes of UTF-8.
 pub const MAX_VALUE_BYTES: usize = 16 << 20;
 
 /// What a register holds. A clone shares the text. Equality and order are by bytes.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Value(Arc<str>);
+pub struct Value(ArcStr);
 
 impl Value {
     /// A value with this text, copied.

@@ -223,7 +223,7 @@ fn may_name(module: &[String], name: &Name, in_tests: bool) -> bool {
             let krate = krate.as_str();
             match layer {
                 "domain" => {
-                    ["bytes", "thiserror", "xxhash_rust"].contains(&krate)
+                    ["arcstr", "bytes", "thiserror", "xxhash_rust"].contains(&krate)
                         || in_tests && krate == "proptest"
                 }
                 // `#[cfg_attr(test, mockall::automock)]` stands above every trait.
