@@ -75,6 +75,22 @@ large-log: ## Compaction of 1,000,000 keys beside writes, start and size beside 
 		LALLY_LARGE_LOG_RESULT=docs/results/large-log-$$(date -u +%F).md \
 		$(CARGO) test $(MEASURED) --test it -- --nocapture a_large_log_is_compacted
 
+# Needs wrk and python3; with redis-server, webdis and etcd-server beside it, if they are installed.
+# See docs/performance.md. OPTIONS, for example: --only small --node-option=--worker-threads=1
+.PHONY: speed
+speed: ## Nodes and clusters beside the bare HTTP stack, three runs of five minutes, with a dated result
+	$(CARGO) build --release --bin lally --example floor
+	bench/speed.py --out docs/results/speed-$$(date -u +%F).md $(OPTIONS)
+
+.PHONY: paths
+paths: ## How long each path of a request takes
+	$(CARGO) bench --bench paths
+
+# Needs valgrind and python3.
+.PHONY: compare
+compare: ## Does a path take a tenth more instructions than at revision BASE (main)?
+	bench/compare.py --base $(or $(BASE),main) $(OPTIONS)
+
 # Needs root and iproute2. See docs/faults.md.
 .PHONY: faults
 faults: ## Five nodes on a failing network: RUNS (10) of SECONDS (60), the result below docs/results

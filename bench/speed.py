@@ -348,7 +348,7 @@ class Run:
                 in_turn(list(works.values()), max(2, self.arguments.rounds // 2))
                 for call in ("add", "get"):
                     # The bodies are the same, so bytes per CPU second are as requests per CPU second.
-                    self.row(f"{call} of {size} bytes, bytes per CPU second", works["floor", call].ratio(works["node", call]))
+                    self.row(f"bytes per CPU second, {call} of {size} bytes", works["floor", call].ratio(works["node", call]))
 
     def replicas(self):
         with self.lab() as lab:
@@ -357,11 +357,9 @@ class Run:
             works += [Work(f"{n} nodes, add by majority", lab.nodes(n, n // 2 + 1), "add") for n in sizes]
             in_turn(works, self.arguments.rounds)
             self.tell(works[1:], works[0])
-            one, three = works[1], works[2]
-            each = (three.figure("us") - one.figure("us")) / 2
+            three = works[2]
             for count, work in zip(sizes[2:], works[3:]):
-                further = (work.figure("us") - one.figure("us")) / (count - 1)
-                self.row(f"{count} nodes, cost of each further replica, to that of three", further / each)
+                self.row(f"{count} nodes, cost per replica, to that of three", work.ratio(three) * 3 / count)
 
     def beside(self):
         with self.lab() as lab:
@@ -379,28 +377,34 @@ class Run:
 
 SECTIONS = ["small", "nearest", "rate", "always", "memory", "values", "replicas", "beside"]
 
-# What each row must reach: at most, or (a lower bound) at least.
+# What each row must reach, by how its name begins. The first that fits counts.
 BOUNDS = [
-    ("one node, add, everysec", "<=", 1.25),
+    ("one node, add", "<=", 1.25),
     ("one node, get", "<=", 1.08),
     ("three nodes, add W=2", "<=", 2.5),
     ("three nodes, get R=2", "<=", 2.0),
     ("three nodes, get R=1", "<=", 1.10),
     ("writes per fsync", ">=", 20),
+    # A quorum waits for another node: that is told, and not measured against who waits for nobody.
+    ("p99 at the same rate, three nodes", None, None),
     ("p99", "<=", 2.0),
     ("memory", "<=", 1.2),
-    ("bytes, bytes per CPU second", ">=", 0.7),
-    ("further replica", "<=", 1.1),
+    ("bytes per CPU second", ">=", 0.7),
+    ("5 nodes", "<=", 1.0),
+    ("7 nodes", "<=", 1.0),
 ]
 
 
 def bound(row):
-    return next((sign, limit) for part, sign, limit in BOUNDS if part in row)
+    return next((sign, limit) for beginning, sign, limit in BOUNDS if row.startswith(beginning))
 
 
-def holds(row, figure):
+def verdict(row, figures):
     sign, limit = bound(row)
-    return figure <= limit if sign == "<=" else figure >= limit
+    if sign is None:
+        return "", ""
+    holds = max(figures) <= limit if sign == "<=" else min(figures) >= limit
+    return f"{sign} {limit:g}", "holds" if holds else "**does not hold**"
 
 
 def pipeline(port, command, count, answer, at_a_time=500):
@@ -433,9 +437,8 @@ def report(runs, arguments):
              "|---|" + "---|" * len(runs) + "---|---|"]
     for row in runs[0].rows:
         figures = [run.rows[row] for run in runs if row in run.rows]
-        sign, limit = bound(row)
-        said = "holds" if all(holds(row, figure) for figure in figures) else "**does not hold**"
-        lines.append(f"| {row} | " + " | ".join(f"{figure:.2f}" for figure in figures) + f" | {sign} {limit:g} | {said} |")
+        must, said = verdict(row, figures)
+        lines.append(f"| {row} | " + " | ".join(f"{figure:.2f}" for figure in figures) + f" | {must} | {said} |")
     lines += ["", f"The last run, {CONNECTIONS} connections, values of {SMALL} bytes:", "",
               "| | requests/s | p99 | CPU per request | ratio |", "|---|---|---|---|---|"]
     for name, per_second, p99, us, ratio in runs[-1].told:

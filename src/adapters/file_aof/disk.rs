@@ -1,7 +1,7 @@
 //! What the writer asks of its file, so that tests can have it fail; and when.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, IoSlice, Write};
 use std::path::Path;
 use std::time::Duration;
 
@@ -46,6 +46,11 @@ pub(super) trait Disk: Send + Sync {
     /// Appends all of these bytes; after an error, any number of them may have been.
     fn append(&self, bytes: &[u8]) -> io::Result<()>;
 
+    /// Appends all of these parts, likewise. What they say afterwards is of no use.
+    fn append_all(&self, parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        parts.iter().try_for_each(|part| self.append(part))
+    }
+
     /// Forces what was appended to the device.
     fn sync(&self) -> io::Result<()>;
 
@@ -60,6 +65,21 @@ impl Disk for File {
     fn append(&self, bytes: &[u8]) -> io::Result<()> {
         let mut file = self;
         file.write_all(bytes)
+    }
+
+    fn append_all(&self, mut parts: &mut [IoSlice<'_>]) -> io::Result<()> {
+        let mut file = self;
+        // What is empty at the beginning would pass for a file that takes no more.
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            match file.write_vectored(parts) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(written) => IoSlice::advance_slices(&mut parts, written),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
     }
 
     fn sync(&self) -> io::Result<()> {

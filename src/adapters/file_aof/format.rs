@@ -110,20 +110,36 @@ fn encode_framed(kind: u8, out: &mut Vec<u8>, encode_payload: impl FnOnce(&mut V
     let payload = out.get(start + HEADER_BYTES..).unwrap_or_default();
     let (payload_bytes, payload_crc) = (payload.len(), crc32c::crc32c(payload));
     out.extend_from_slice(&payload_crc.to_le_bytes());
-    let header = encode_fields(Header { payload_bytes, kind, sequence: 0 });
-    if let Some(place) = out.get_mut(start..start + header.len()) {
-        place.copy_from_slice(&header);
+    put_fields(Header { payload_bytes, kind, sequence: 0 }, start, out);
+}
+
+fn put_fields(header: Header, start: usize, out: &mut [u8]) {
+    let fields = encode_fields(header);
+    if let Some(place) = out.get_mut(start..start + fields.len()) {
+        place.copy_from_slice(&fields);
     }
 }
 
-/// Gives the records in these bytes, numbered before or not, the sequences from `first` on.
-pub(super) fn number(records: &mut [u8], first: u64, salt: u64) {
-    let (mut rest, mut sequence) = (records, first);
-    while let Some((head, behind)) = rest.split_first_chunk_mut::<HEADER_BYTES>() {
-        let header = Header { sequence, ..read_fields(head) };
-        *head = encode_header(header, salt);
-        sequence = sequence.wrapping_add(1);
-        rest = behind.get_mut(header.payload_bytes + TRAILER_BYTES..).unwrap_or_default();
+/// Appends a write to `out` that is no record yet, and lacks its value, too: where that belongs.
+pub(super) fn encode_around(write: &KeyedEntry, value: &Value, out: &mut Vec<u8>) -> usize {
+    let (start, value) = (out.len(), value.as_str().as_bytes());
+    out.extend_from_slice(&[0; HEADER_BYTES]);
+    encode_version(&write.key, write.entry.version, out);
+    encode_key(FIELD_VALUE, WireType::LengthDelimited, out);
+    encode_varint(value.len() as u64, out);
+    let before = out.get(start + HEADER_BYTES..).unwrap_or_default();
+    let payload_bytes = before.len() + value.len();
+    let payload_crc = crc32c::crc32c_append(crc32c::crc32c(before), value);
+    let place = out.len();
+    out.extend_from_slice(&payload_crc.to_le_bytes());
+    put_fields(Header { payload_bytes, kind: KIND_WRITE, sequence: 0 }, start, out);
+    place
+}
+
+/// Gives the record at the beginning of these bytes, numbered before or not, its sequence.
+pub(super) fn number(record: &mut [u8], sequence: u64, salt: u64) {
+    if let Some(head) = record.first_chunk_mut::<HEADER_BYTES>() {
+        *head = encode_header(Header { sequence, ..read_fields(head) }, salt);
     }
 }
 
@@ -274,21 +290,6 @@ mod tests {
         fn no_bytes_make_the_payload_reader_panic(kind in 1u8..6, bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
             drop(decode_payload(kind, &bytes));
         }
-    }
-
-    #[test]
-    fn records_are_numbered_where_they_end_up_and_may_be_again() {
-        let records: Vec<_> =
-            (0..5).map(|n| LogRecord::ClockBound(Timestamp::from_nanos(n))).collect();
-        let (mut expected, mut bytes) = (Vec::new(), Vec::new());
-        for (sequence, record) in (7..).zip(&records) {
-            encode(record, sequence, 2, &mut expected);
-            encode_unnumbered(record, &mut bytes);
-        }
-        for first in [u64::MAX, 1, 7] {
-            number(&mut bytes, first, 2);
-        }
-        assert_eq!(bytes, expected);
     }
 
     #[test]

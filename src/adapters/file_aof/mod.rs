@@ -3,8 +3,8 @@
 //! * `format` is what a record looks like, `files` what files there are and how they begin.
 //! * `reader` reads a log back and tells a torn tail from a damaged middle; `replay` has what it reads
 //!   taken in on all cores.
-//! * `writer` takes appends, `queue` is what waits, `shared` writes it (group commit, sync policies,
-//!   failing disks); `reserve` keeps space for removals on a full disk, `sync_meter` counts syncs.
+//! * `writer` takes appends, `queue` is what waits, as `records`, `shared` writes it (group commit, sync
+//!   policies, failing disks); `reserve` keeps space for removals on a full disk, `sync_meter` counts syncs.
 //! * `rotation` goes on to the next segment, `compaction` writes a snapshot for those before;
 //!   `marks` are what it keeps beside the entries, `aside` is where that work is done.
 //! * `tail` makes the end of a log ready for more.
@@ -34,6 +34,7 @@ mod marks;
 mod own;
 mod queue;
 mod reader;
+mod records;
 mod replay;
 mod reserve;
 mod rotation;

@@ -11,8 +11,8 @@ use tokio::sync::oneshot;
 
 use crate::ports::{LogError, LogRecord};
 
-use super::format::{encode_unnumbered, number};
 use super::marks::Marks;
+use super::records::Records;
 use super::reserve::{Ahead, Reserve};
 use super::rotation::{Begun, OpenSegment, Rotation, SEGMENT_BYTES};
 
@@ -36,7 +36,7 @@ pub(super) type Pending = oneshot::Receiver<Result<(), LogError>>;
 /// Appends that are written together.
 #[derive(Default)]
 pub(super) struct Batch {
-    pub(super) bytes: Vec<u8>,
+    pub(super) records: Records,
     appends: Vec<Append>,
     first_sequence: u64,
     /// What its clock bounds and horizons come to.
@@ -47,8 +47,7 @@ pub(super) struct Batch {
 
 /// An append in a batch.
 struct Append {
-    bytes: usize,
-    records: u64,
+    records: usize,
     holds_values: bool,
     /// Who waits for it, unless that is who writes it.
     done: Option<Done>,
@@ -56,14 +55,12 @@ struct Append {
 
 impl Batch {
     fn add(&mut self, records: &[LogRecord], done: Option<Done>) {
-        let start = self.bytes.len();
         for record in records {
             self.marks.raise(record);
-            encode_unnumbered(record, &mut self.bytes);
+            self.records.push(record);
         }
         self.appends.push(Append {
-            bytes: self.bytes.len() - start,
-            records: records.len() as u64,
+            records: records.len(),
             holds_values: records.iter().any(LogRecord::holds_value),
             done,
         });
@@ -71,7 +68,7 @@ impl Batch {
 
     /// Numbers its records for their place in the file.
     pub(super) fn number(&mut self, salt: u64) {
-        number(&mut self.bytes, self.first_sequence, salt);
+        self.records.number(self.first_sequence, salt);
     }
 
     pub(super) const fn is_empty(&self) -> bool {
@@ -82,24 +79,20 @@ impl Batch {
         self.appends.iter().any(|append| append.holds_values)
     }
 
-    pub(super) fn records(&self) -> u64 {
-        self.appends.iter().map(|append| append.records).sum()
-    }
-
     /// Takes the appends that hold values out: whom to tell. To be numbered afterwards.
     pub(super) fn drop_values(&mut self) -> Vec<Done> {
         let (mut at, mut kept, mut dropped) = (0, Vec::new(), Vec::new());
         self.appends.retain_mut(|append| {
-            let range = at..at + append.bytes;
+            let range = at..at + append.records;
             at = range.end;
             if append.holds_values {
                 dropped.extend(append.done.take());
             } else {
-                kept.extend_from_slice(self.bytes.get(range).unwrap_or_default());
+                kept.push(range);
             }
             !append.holds_values
         });
-        self.bytes = kept;
+        self.records.keep(kept.into_iter());
         dropped
     }
 
@@ -205,7 +198,7 @@ impl State {
     pub(super) fn take(&mut self) -> Writing {
         let next = std::mem::take(&mut self.spare);
         let mut batch = std::mem::replace(&mut self.pending, next);
-        let bytes = batch.bytes.len();
+        let bytes = batch.records.bytes();
         self.writing = Some(bytes);
         // Whoever was queued before and refused has used no sequence.
         batch.first_sequence = self.next_sequence;
@@ -216,8 +209,8 @@ impl State {
 
     /// This batch is in the file.
     pub(super) fn record_written(&mut self, batch: &Batch) {
-        self.good_bytes += batch.bytes.len() as u64;
-        self.next_sequence += batch.records();
+        self.good_bytes += batch.records.bytes() as u64;
+        self.next_sequence += batch.records.count() as u64;
         self.marks.raise_to(batch.marks);
     }
 
@@ -233,8 +226,8 @@ impl State {
     pub(super) fn put_back(&mut self, mut batch: Batch) -> Vec<Done> {
         self.writing = None;
         let waiting = batch.appends.drain(..).filter_map(|append| append.done).collect();
-        if batch.bytes.capacity() <= KEPT_BUFFER_BYTES {
-            batch.bytes.clear();
+        batch.records.clear();
+        if batch.records.capacity() <= KEPT_BUFFER_BYTES {
             batch.marks = Marks::default();
             self.spare = batch;
         }
@@ -345,12 +338,12 @@ impl State {
 
     /// Bytes that are queued or being written.
     pub(super) fn queued_bytes(&self) -> usize {
-        self.pending.bytes.len() + self.writing.unwrap_or(0)
+        self.pending.records.bytes() + self.writing.unwrap_or(0)
     }
 
     /// Bytes that are queued.
     pub(super) const fn pending_bytes(&self) -> usize {
-        self.pending.bytes.len()
+        self.pending.records.bytes()
     }
 
     /// Whether nobody writes and nothing is queued.

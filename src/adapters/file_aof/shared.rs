@@ -189,7 +189,7 @@ impl Shared {
             }
         }
         batch.number(segment.salt);
-        if let Err(error) = segment.disk.append(&batch.bytes) {
+        if let Err(error) = batch.records.append_to(segment.disk.as_ref()) {
             return Err(self.undo(batch, &segment, &error));
         }
         if self.schedule.policy == FsyncPolicy::Always
@@ -278,7 +278,7 @@ impl Shared {
         if state.good_bytes >= state.rotate_at {
             state.rotation.get_or_insert_default();
         }
-        self.appended.fetch_add(batch.records(), Ordering::Relaxed);
+        self.appended.fetch_add(batch.records.count() as u64, Ordering::Relaxed);
         Ok(())
     }
 

@@ -28,4 +28,5 @@ mod timer;
 pub use client::HttpClient;
 pub use download::{Download, DownloadError};
 pub use options::HttpOptions;
+pub use routes::service;
 pub use server::serve;

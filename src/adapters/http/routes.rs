@@ -30,8 +30,21 @@ use super::{HttpOptions, body, render};
 
 type Result = std::result::Result<(Outcome, Response<Whole>), Refusal>;
 
-/// The service over this port, for requests with this type of body.
-pub(super) fn service<B>(
+/// The HTTP API of a node as a service, for programs that serve it in their own way. Limits on
+/// connections, and what holds between requests, are theirs then; [`serve`](super::serve) has them.
+pub fn service(
+    api: Arc<dyn ClientApi>,
+    options: HttpOptions,
+) -> impl Service<Request, Response = Response<Body>, Error = Infallible, Future: Send + 'static>
++ Clone
++ Send
++ 'static {
+    let service = measured_service(api, options, Arc::default());
+    service.map_response(|response: Response<_>| response.map(Body::new))
+}
+
+/// The same for requests with this type of body, counting here.
+pub(super) fn measured_service<B>(
     api: Arc<dyn ClientApi>,
     options: HttpOptions,
     metrics: Arc<Metrics>,
@@ -305,7 +318,7 @@ mod tests {
     }
 
     fn app_with(api: MockClientApi, options: HttpOptions) -> App {
-        BoxCloneSyncService::new(service(Arc::new(api), options, Arc::default()))
+        BoxCloneSyncService::new(measured_service(Arc::new(api), options, Arc::default()))
     }
 
     fn request(method: Method, path: &str, body: impl Into<Body>) -> Request {

@@ -41,7 +41,7 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> io::Result<()> {
     let metrics = Arc::new(Metrics::default());
-    let service = routes::service::<Incoming>(api, options, Arc::clone(&metrics));
+    let service = routes::measured_service::<Incoming>(api, options, Arc::clone(&metrics));
     let accepting = Arc::clone(&metrics);
     let handle = Handle::<SocketAddr>::new();
     let _closed_at_the_latest = CloseOnDrop(handle.clone());

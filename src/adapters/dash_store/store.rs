@@ -12,7 +12,7 @@
 //! step, under the lock of the recount; under that lock the two are compared at the end. What a
 //! change pays for this is a look at a bitmap.
 //!
-//! The map's hasher is seeded at random, so that nobody can choose keys that fall into one slot;
+//! The shards of the map grow one after the other ([`StaggeredHash`]). Its hasher is seeded at random, so that nobody can choose keys that fall into one slot;
 //! digests use the stable hash of [`Fingerprint`] instead.
 
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -28,12 +28,14 @@ use crate::domain::{
 };
 use crate::ports::{Merged, Store, StoreStats};
 
+use super::staggered_hash::StaggeredHash;
+
 /// Parts of the map with a lock each. Many more than cores, so that two requests seldom meet.
 const SHARDS: usize = 128;
 
 /// A store for many threads.
 pub struct DashStore {
-    map: DashMap<Key, Entry, SeedableState<'static>>,
+    map: DashMap<Key, Entry, StaggeredHash<SeedableState<'static>>>,
     buckets: Box<[AtomicU64]>,
     recount: Mutex<Option<Recount>>,
     /// The buckets that are counted anew right now: those of `recount`, or about to be.
@@ -59,7 +61,11 @@ impl DashStore {
 
     fn with_hasher(hasher: SeedableState<'static>) -> Self {
         Self {
-            map: DashMap::with_capacity_and_hasher_and_shard_amount(0, hasher, SHARDS),
+            map: DashMap::with_capacity_and_hasher_and_shard_amount(
+                0,
+                StaggeredHash(hasher),
+                SHARDS,
+            ),
             buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
             recount: Mutex::default(),
             recounted: (0..BUCKETS / 64).map(|_| AtomicU64::new(0)).collect(),
