@@ -5,8 +5,9 @@
 //! with nearly the same key: half of the memory would be empty then, and requests would wait for one
 //! table after the other at the same moment. Here the last shard is twice as likely as the first, and
 //! those between lie between, so that at any number of keys as many tables have doubled as the size
-//! is on its way to the next power of two. What is empty is always about the same, 37 % (the mean of
-//! a load that is spread evenly, by its logarithm, from 7/16 to 7/8: 7/16 / ln 2).
+//! is on its way to the next power of two. What is taken is always about the same, 59 to 63 % of the
+//! places (the mean of a load that is spread evenly, by its logarithm, from 7/16 to 7/8, is
+//! 7/16 / ln 2).
 //!
 //! The map takes the shard from some bits of the hash, and from others the place in the shard. Only the
 //! former are changed.

@@ -48,7 +48,7 @@ struct State {
     is_open: bool,
     /// Whether there will be no more calls.
     is_closed: bool,
-    /// Whom to wake when there is a call.
+    /// Whom to wake when there is a call, or the stream has ended.
     waker: Option<Waker>,
     /// Smoothed.
     round_trip: Option<Duration>,
@@ -77,51 +77,41 @@ impl Calls {
         reply: oneshot::Sender<Reply>,
     ) -> Result<(), PeerError> {
         let bytes = size(&kind);
-        let mut state = self.state();
-        if state.is_closed {
-            return Err(gone());
-        }
-        if state.queue.len() >= QUEUE_LENGTH || state.queued_bytes > QUEUE_BYTES {
-            return Err(full());
-        }
-        state.queued_bytes += bytes;
-        state.queue.push_back(Call { kind, bytes, reply });
-        let waker = state.waker.take();
-        drop(state);
-        if let Some(waker) = waker {
-            waker.wake();
-        }
-        Ok(())
+        self.change(|state| {
+            if state.is_closed {
+                return Err(gone());
+            }
+            if state.queue.len() >= QUEUE_LENGTH || state.queued_bytes > QUEUE_BYTES {
+                return Err(full());
+            }
+            state.queued_bytes += bytes;
+            state.queue.push_back(Call { kind, bytes, reply });
+            Ok(())
+        })
     }
 
     /// A new stream, in place of the one before. It takes no calls before it is open.
     pub(super) fn new_stream(&self) -> StreamNumber {
-        let mut state = self.state();
-        state.is_open = false;
-        state.stream.0 += 1;
-        state.stream
+        self.change(|state| {
+            state.is_open = false;
+            state.stream.0 += 1;
+            state.stream
+        })
     }
 
     /// From now on the new stream takes calls.
     pub(super) fn open_stream(&self) {
-        let waker = {
-            let mut state = self.state();
-            state.is_open = true;
-            state.waker.take()
-        };
-        if let Some(waker) = waker {
-            waker.wake();
-        }
+        self.change(|state| state.is_open = true);
     }
 
-    /// Takes calls from this stream no more. Each that is under way may have been carried out.
+    /// Takes calls from this stream no more, which ends it. Each that is under way may have been
+    /// carried out.
     pub(super) fn shut_stream(&self) {
-        let under_way = {
-            let mut state = self.state();
+        let under_way = self.change(|state| {
             state.is_open = false;
             state.stream.0 += 1;
             std::mem::take(&mut state.under_way)
-        };
+        });
         for waiting in under_way.into_values() {
             waiting.reply.send(Err(PeerError::TimedOut)).ok();
         }
@@ -181,11 +171,10 @@ impl Calls {
     /// Takes no more calls; what waits is answered.
     pub(super) fn close(&self) {
         self.shut_stream();
-        let queued = {
-            let mut state = self.state();
+        let queued = self.change(|state| {
             state.is_closed = true;
             state.drain()
-        };
+        });
         for call in queued {
             call.reply.send(Err(gone())).ok();
         }
@@ -198,6 +187,18 @@ impl Calls {
     /// The smoothed round trip.
     pub(super) fn round_trip(&self) -> Option<Duration> {
         self.state().round_trip
+    }
+
+    /// Changes the state, and wakes whoever waits for a change.
+    fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let (outcome, waker) = {
+            let mut state = self.state();
+            (change(&mut state), state.waker.take())
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+        outcome
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -242,7 +243,7 @@ impl State {
     fn sweep(&mut self) {
         if self.under_way.len() >= self.sweep_at {
             self.under_way.retain(|_, waiting| !waiting.reply.is_closed());
-            self.sweep_at = (self.under_way.len() * 2).max(1_024);
+            self.sweep_at = (self.under_way.len() * 2).clamp(1_024, MAX_UNDER_WAY);
         }
     }
 
@@ -363,6 +364,41 @@ mod tests {
             assert!(ids(&calls.take_batch(old)).is_empty());
             open(&calls);
         }
+    }
+
+    /// Or its connection would stay open for ever.
+    #[test]
+    fn a_stream_that_waits_for_calls_is_woken_by_its_end() {
+        let replace = |calls: &Calls| {
+            calls.new_stream();
+        };
+        for end in [Calls::shut_stream, Calls::close, replace] {
+            let calls = Calls::default();
+            let woken = Arc::new(Woken::default());
+            let waker = Waker::from(Arc::clone(&woken));
+            let context = Context::from_waker(&waker);
+            let stream = open(&calls);
+            assert_eq!(calls.poll_any(stream, &context), Poll::Pending);
+            end(&calls);
+            assert_eq!(woken.0.load(Ordering::Relaxed), 1);
+            assert_eq!(calls.poll_any(stream, &context), Poll::Ready(false));
+        }
+    }
+
+    #[test]
+    fn abandoned_calls_make_room_however_many_were_under_way() {
+        let calls = Calls::default();
+        let stream = open(&calls);
+        let fill = || {
+            let mut answers = Vec::new();
+            while answers.len() < MAX_UNDER_WAY {
+                answers.extend((0..QUEUE_LENGTH).map(|_| queue(&calls, "k")));
+                while !calls.take_batch(stream).requests.is_empty() {}
+            }
+            answers
+        };
+        drop(fill());
+        assert!(fill().iter_mut().all(|answer| answer.try_recv().is_err()), "one was refused");
     }
 
     #[test]

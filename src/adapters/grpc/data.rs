@@ -6,6 +6,8 @@
 //! stream may break halfway, and an apply must not.
 
 use std::collections::VecDeque;
+use std::panic::AssertUnwindSafe;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::vec;
 
@@ -13,6 +15,7 @@ use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use prost::Message;
 use tokio::task::JoinHandle;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
 
@@ -34,6 +37,8 @@ pub(super) struct Answers {
     reassembly: Reassembly,
     /// Carries out the writes that wait for the log.
     tasks: TaskTracker,
+    /// Resolves when no more requests are to be read.
+    stop: Pin<Box<WaitForCancellationFutureOwned>>,
     applying: FuturesUnordered<JoinHandle<Vec<Reply>>>,
     /// What is to be sent, the first first of all.
     next: Option<Reply>,
@@ -56,12 +61,14 @@ impl Answers {
         replica: Arc<dyn ReplicaApi>,
         requests: Streaming<RequestBatch>,
         tasks: TaskTracker,
+        stop: CancellationToken,
     ) -> Self {
         Self {
             replica,
             requests: Some(requests),
             reassembly: Reassembly::default(),
             tasks,
+            stop: Box::pin(stop.cancelled_owned()),
             applying: FuturesUnordered::new(),
             next: None,
             replies: VecDeque::new(),
@@ -70,8 +77,8 @@ impl Answers {
         }
     }
 
-    /// The stream of the answers. It ends after the last of them, or with what is wrong with a
-    /// request.
+    /// The stream of the answers. It ends after the last of them, when there are no more requests or
+    /// no more are to be read; or with what is wrong with a request.
     pub(super) fn into_stream(self) -> impl Stream<Item = Result<ReplyBatch, Status>> + Send {
         stream::unfold(Box::new(self), |mut answers| async move {
             let next = answers.next().await?;
@@ -92,9 +99,10 @@ impl Answers {
             tokio::select! {
                 biased;
                 Some(applied) = self.applying.next() => {
-                    // One that panicked is not answered.
                     self.replies.extend(applied.into_iter().flatten());
                 }
+                // What was taken is answered all the same.
+                () = &mut self.stop, if self.requests.is_some() => self.requests = None,
                 received = receive(&mut self.requests), if takes_more => match received {
                     Some(part) => if let Err(why) = self.take(part) {
                         self.requests = None;
@@ -139,6 +147,8 @@ impl Answers {
 
     /// Begins to carry out what a message asks for.
     fn take(&mut self, part: RequestBatch) -> Result<(), String> {
+        // A stop waits also for what is carried out here and now.
+        let _token = self.tasks.token();
         let Some(batch) = self.reassembly.accept(part)? else { return Ok(()) };
         let (mut ids, mut writes) = (Vec::with_capacity(batch.requests.len()), Vec::new());
         for request in batch.requests {
@@ -168,9 +178,12 @@ impl Answers {
         if writes.is_empty() {
             return Ok(());
         }
-        let mut applying = Box::pin(apply(Arc::clone(&self.replica), ids, writes));
-        // Most logs take a batch at once.
-        match (&mut applying).now_or_never() {
+        let applying = AssertUnwindSafe(apply(Arc::clone(&self.replica), ids, writes));
+        // Writes at which something panics are not answered; all others are.
+        let mut applying = Box::pin(applying.catch_unwind().map(Result::unwrap_or_default));
+        // Most logs take a batch at once. But what is asked beside it must not wait for the disk.
+        let at_once = if self.asked.is_empty() { (&mut applying).now_or_never() } else { None };
+        match at_once {
             Some(replies) => self.replies.extend(replies),
             None => self.applying.push(self.tasks.spawn(applying)),
         }

@@ -186,8 +186,8 @@ impl Peer for Service {
     ) -> Result<Response<Self::DataStream>, Status> {
         self.handshake.check(request.metadata())?;
         let (replica, tasks) = (Arc::clone(&self.replica), self.tasks.clone());
-        let answers = Answers::new(replica, request.into_inner(), tasks).into_stream();
-        Ok(Response::new(Box::pin(answers.take_until(self.stop.clone().cancelled_owned()))))
+        let answers = Answers::new(replica, request.into_inner(), tasks, self.stop.clone());
+        Ok(Response::new(Box::pin(answers.into_stream())))
     }
 
     async fn digest(

@@ -21,5 +21,6 @@ mod replica;
 mod store;
 mod suite;
 mod transport;
+mod transport_ends;
 mod transport_slow;
 mod transport_wire;

@@ -1,0 +1,112 @@
+//! What ends a stream of calls, and what must not end with it.
+//!
+//! The connection is a pipe of this process, so that a test sees when it is closed.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::join;
+use lally::adapters::grpc::{Dial, GrpcOptions, GrpcPeers, ServerOptions, serve_connections};
+use lally::domain::NodeId;
+use lally::ports::{Peer, PeerTransport, WriteReply};
+use tokio::io::{DuplexStream, copy_bidirectional, duplex};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use super::networks::{BLUE, LONG, keyed};
+use super::replica::{DEADLINE, FakeReplica};
+
+const PIPE_BYTES: usize = 1 << 16;
+
+/// A node, the way to it, and the connections in between, each of which is a task until it is closed.
+struct Ends {
+    replica: Arc<FakeReplica>,
+    peer: Peer,
+    transport: Arc<GrpcPeers>,
+    connections: TaskTracker,
+    server: TaskTracker,
+    stop: CancellationToken,
+}
+
+fn ends() -> Ends {
+    let (replica, connections, server) =
+        (FakeReplica::new(2, BLUE), TaskTracker::new(), TaskTracker::new());
+    let (sender, accepted) = mpsc::channel::<io::Result<DuplexStream>>(8);
+    let (options, stop) = (ServerOptions::new(BLUE, replica.me.id), CancellationToken::new());
+    let incoming = ReceiverStream::new(accepted);
+    let api = Arc::clone(&replica) as _;
+    server.spawn(serve_connections(incoming, api, options, stop.clone()));
+    let carrying = connections.clone();
+    let dial = Dial::with(move |_| {
+        let ((ours, mut near), (mut far, theirs)) = (duplex(PIPE_BYTES), duplex(PIPE_BYTES));
+        carrying.spawn(async move { copy_bidirectional(&mut near, &mut far).await });
+        let sender = sender.clone();
+        async move {
+            sender.send(Ok(theirs)).await.map_err(io::Error::other)?;
+            Ok(ours)
+        }
+    });
+    let transport = GrpcPeers::new(GrpcOptions::new(BLUE, NodeId::new(1), 1).dialling(dial));
+    let peer = Peer { id: replica.me.id, addr: "node-2:1".into() };
+    Ends { replica, peer, transport, connections, server, stop }
+}
+
+async fn soon(what: &str, done: impl Future<Output = ()>) {
+    tokio::time::timeout(DEADLINE, done).await.unwrap_or_else(|_| panic!("{what}"));
+}
+
+#[tokio::test]
+async fn a_write_that_was_taken_is_answered_although_the_server_stops() {
+    let ends = ends();
+    ends.replica.hang();
+    let writing = ends.transport.write(&ends.peer, keyed("k", 1, Some("v")), LONG);
+    let stopping = async {
+        ends.replica.begun(1).await;
+        ends.stop.cancel();
+        ends.replica.go_on();
+    };
+    let (reply, ()) = join(writing, stopping).await;
+    assert_eq!(reply, Ok(WriteReply::Applied { previous: None }));
+    ends.server.close();
+    soon("the server does not stop", ends.server.wait()).await;
+}
+
+#[tokio::test]
+async fn the_connection_to_a_peer_that_is_released_is_closed() {
+    let ends = ends();
+    let reply = ends.transport.write(&ends.peer, keyed("k", 1, Some("v")), LONG).await;
+    assert_eq!(reply, Ok(WriteReply::Applied { previous: None }));
+    ends.connections.close();
+    assert_eq!(ends.connections.len(), 1);
+    ends.transport.release(&ends.peer);
+    soon("the connection is open", ends.connections.wait()).await;
+}
+
+#[tokio::test]
+async fn a_transport_that_is_closed_leaves_no_connection() {
+    let ends = ends();
+    let reply = ends.transport.write(&ends.peer, keyed("k", 1, Some("v")), LONG).await;
+    assert_eq!(reply, Ok(WriteReply::Applied { previous: None }));
+    ends.connections.close();
+    soon("it does not close", ends.transport.close()).await;
+    soon("the connection is open", ends.connections.wait()).await;
+}
+
+/// Its answer would be lost with it; the next call is carried out all the same.
+#[tokio::test]
+async fn a_write_goes_on_when_the_caller_waits_no_longer() {
+    let ends = ends();
+    ends.replica.hang();
+    let write = keyed("k", 1, Some("v"));
+    let impatient = ends.transport.write(&ends.peer, write.clone(), Duration::from_millis(1));
+    let (reply, ()) = join(impatient, ends.replica.begun(1)).await;
+    assert!(reply.is_err());
+    ends.replica.go_on();
+    let reply = ends.transport.write(&ends.peer, keyed("k", 2, Some("w")), LONG).await;
+    assert!(matches!(reply, Ok(WriteReply::Applied { .. })), "{reply:?}");
+    let applied = ends.replica.applied();
+    assert!(applied.iter().any(|(applied, _)| *applied == write), "{applied:?}");
+}
