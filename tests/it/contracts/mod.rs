@@ -3,8 +3,8 @@
 //! Each suite is written from the documentation of its port, not from an adapter. A fact is a
 //! function over the port; `suite` turns every pair of a fact and an adapter into a test, so that
 //! a failure says both. What only one adapter can get wrong (bytes on disk, bytes on the wire)
-//! stands beside the suite, in `log_backups`, `log_damage`, `log_sweep`, `transport_wire` and
-//! `transport_slow`.
+//! stands beside the suite, in `log_backups`, `log_damage`, `log_sweep`, `transport_wire`,
+//! `transport_slow` and `transport_ends`.
 
 mod book;
 mod clock;

@@ -4,7 +4,6 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::future::join;
 use lally::adapters::grpc::{Dial, GrpcOptions, GrpcPeers, ServerOptions, serve_connections};
@@ -93,20 +92,4 @@ async fn a_transport_that_is_closed_leaves_no_connection() {
     ends.connections.close();
     soon("it does not close", ends.transport.close()).await;
     soon("the connection is open", ends.connections.wait()).await;
-}
-
-/// Its answer would be lost with it; the next call is carried out all the same.
-#[tokio::test]
-async fn a_write_goes_on_when_the_caller_waits_no_longer() {
-    let ends = ends();
-    ends.replica.hang();
-    let write = keyed("k", 1, Some("v"));
-    let impatient = ends.transport.write(&ends.peer, write.clone(), Duration::from_millis(1));
-    let (reply, ()) = join(impatient, ends.replica.begun(1)).await;
-    assert!(reply.is_err());
-    ends.replica.go_on();
-    let reply = ends.transport.write(&ends.peer, keyed("k", 2, Some("w")), LONG).await;
-    assert!(matches!(reply, Ok(WriteReply::Applied { .. })), "{reply:?}");
-    let applied = ends.replica.applied();
-    assert!(applied.iter().any(|(applied, _)| *applied == write), "{applied:?}");
 }
