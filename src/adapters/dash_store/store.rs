@@ -12,8 +12,9 @@
 //! step, under the lock of the recount; under that lock the two are compared at the end. What a
 //! change pays for this is a look at a bitmap.
 //!
-//! The shards of the map grow one after the other ([`StaggeredHash`]). Its hasher is seeded at random, so that nobody can choose keys that fall into one slot;
-//! digests use the stable hash of [`Fingerprint`] instead.
+//! The shards of the map grow one after the other ([`StaggeredHash`]). Its hasher is seeded at random, so
+//! that nobody can choose keys that fall into one slot; digests use the stable hash of [`Fingerprint`]
+//! instead.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};

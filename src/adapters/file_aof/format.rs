@@ -104,36 +104,38 @@ fn encode_time(kind: u8, time: Timestamp, out: &mut Vec<u8>) {
 }
 
 fn encode_framed(kind: u8, out: &mut Vec<u8>, encode_payload: impl FnOnce(&mut Vec<u8>)) {
-    let start = out.len();
-    out.extend_from_slice(&[0; HEADER_BYTES]);
-    encode_payload(out);
-    let payload = out.get(start + HEADER_BYTES..).unwrap_or_default();
-    let (payload_bytes, payload_crc) = (payload.len(), crc32c::crc32c(payload));
-    out.extend_from_slice(&payload_crc.to_le_bytes());
-    put_fields(Header { payload_bytes, kind, sequence: 0 }, start, out);
+    encode_framed_around(kind, &[], out, encode_payload);
 }
 
-fn put_fields(header: Header, start: usize, out: &mut [u8]) {
-    let fields = encode_fields(header);
-    if let Some(place) = out.get_mut(start..start + fields.len()) {
-        place.copy_from_slice(&fields);
+/// The same of a payload whose end is elsewhere: where in `out` that belongs.
+fn encode_framed_around(
+    kind: u8,
+    end: &[u8],
+    out: &mut Vec<u8>,
+    encode_beginning: impl FnOnce(&mut Vec<u8>),
+) -> usize {
+    let start = out.len();
+    out.extend_from_slice(&[0; HEADER_BYTES]);
+    encode_beginning(out);
+    let beginning = out.get(start + HEADER_BYTES..).unwrap_or_default();
+    let payload_bytes = beginning.len() + end.len();
+    let payload_crc = crc32c::crc32c_append(crc32c::crc32c(beginning), end);
+    let place = out.len();
+    out.extend_from_slice(&payload_crc.to_le_bytes());
+    let fields = encode_fields(Header { payload_bytes, kind, sequence: 0 });
+    if let Some(head) = out.get_mut(start..start + fields.len()) {
+        head.copy_from_slice(&fields);
     }
+    place
 }
 
 /// Appends a write to `out` that is no record yet, and lacks its value, too: where that belongs.
 pub(super) fn encode_around(write: &KeyedEntry, value: &Value, out: &mut Vec<u8>) -> usize {
-    let (start, value) = (out.len(), value.as_str().as_bytes());
-    out.extend_from_slice(&[0; HEADER_BYTES]);
-    encode_version(&write.key, write.entry.version, out);
-    encode_key(FIELD_VALUE, WireType::LengthDelimited, out);
-    encode_varint(value.len() as u64, out);
-    let before = out.get(start + HEADER_BYTES..).unwrap_or_default();
-    let payload_bytes = before.len() + value.len();
-    let payload_crc = crc32c::crc32c_append(crc32c::crc32c(before), value);
-    let place = out.len();
-    out.extend_from_slice(&payload_crc.to_le_bytes());
-    put_fields(Header { payload_bytes, kind: KIND_WRITE, sequence: 0 }, start, out);
-    place
+    let value = value.as_str().as_bytes();
+    encode_framed_around(KIND_WRITE, value, out, |out| {
+        encode_version(&write.key, write.entry.version, out);
+        encode_length(FIELD_VALUE, value.len(), out);
+    })
 }
 
 /// Gives the record at the beginning of these bytes, numbered before or not, its sequence.
@@ -233,9 +235,13 @@ fn encode_version(key: &Key, version: Version, out: &mut Vec<u8>) {
 }
 
 fn encode_text(field: u32, text: &str, out: &mut Vec<u8>) {
-    encode_key(field, WireType::LengthDelimited, out);
-    encode_varint(text.len() as u64, out);
+    encode_length(field, text.len(), out);
     out.extend_from_slice(text.as_bytes());
+}
+
+fn encode_length(field: u32, bytes: usize, out: &mut Vec<u8>) {
+    encode_key(field, WireType::LengthDelimited, out);
+    encode_varint(bytes as u64, out);
 }
 
 fn encode_fixed64(field: u32, number: u64, out: &mut Vec<u8>) {

@@ -21,9 +21,9 @@ use crate::domain::NodeId;
 use crate::ports::PeerError;
 
 use super::calls::{Calls, Reply, StreamNumber};
-use super::fragments::{MAX_MESSAGE_BYTES, Reassembly, split};
+use super::fragments::{Reassembly, split};
 use super::handshake::{Handshake, error};
-use super::wire::peer_client::PeerClient;
+use super::peers::client;
 use super::wire::{ReplyBatch, RequestBatch, request};
 
 /// How long a connection may take to come about.
@@ -150,9 +150,7 @@ impl Task {
     async fn connect(&self) -> Result<Streaming<ReplyBatch>, PeerError> {
         let requests = requests(Arc::clone(&self.shared), self.shared.calls.new_stream());
         let request = self.handshake.request(requests, Some(self.id));
-        let mut client = PeerClient::new(self.channel.clone())
-            .max_decoding_message_size(MAX_MESSAGE_BYTES)
-            .max_encoding_message_size(MAX_MESSAGE_BYTES);
+        let mut client = client(self.channel.clone());
         match tokio::time::timeout(CONNECT_TIMEOUT, client.data(request)).await {
             Ok(Ok(response)) => Ok(response.into_inner()),
             Ok(Err(status)) => Err(error(&status)),

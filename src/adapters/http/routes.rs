@@ -406,6 +406,18 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn the_service_for_embedders_answers_as_the_server_does() {
+        let mut api = MockClientApi::new();
+        api.expect_get().return_once(|_, _| Ok(found(None)));
+        let service = service(Arc::new(api), HttpOptions::default());
+        let response = service.oneshot(request(Method::POST, "/get", r#"{"key":"k"}"#)).await;
+        let (head, body) = response.unwrap().into_parts();
+        assert_eq!(head.status, StatusCode::OK);
+        let text = body.collect().await.unwrap().to_bytes();
+        assert!(text.starts_with(br#"{"status":"success","key":"k","value":null"#), "{text:?}");
+    }
+
+    #[tokio::test]
     async fn an_absent_key_is_a_success_without_value_and_timestamp() {
         let mut api = MockClientApi::new();
         api.expect_get().return_once(|_, _| Ok(found(None)));

@@ -53,6 +53,16 @@ fn ends() -> Ends {
     Ends { replica, peer, transport, connections, server, stop }
 }
 
+/// With one connection, over which something was written, and no more to come.
+async fn connected() -> Ends {
+    let ends = ends();
+    let reply = ends.transport.write(&ends.peer, keyed("k", 1, Some("v")), LONG).await;
+    assert_eq!(reply, Ok(WriteReply::Applied { previous: None }));
+    ends.connections.close();
+    assert_eq!(ends.connections.len(), 1);
+    ends
+}
+
 async fn soon(what: &str, done: impl Future<Output = ()>) {
     tokio::time::timeout(DEADLINE, done).await.unwrap_or_else(|_| panic!("{what}"));
 }
@@ -75,21 +85,14 @@ async fn a_write_that_was_taken_is_answered_although_the_server_stops() {
 
 #[tokio::test]
 async fn the_connection_to_a_peer_that_is_released_is_closed() {
-    let ends = ends();
-    let reply = ends.transport.write(&ends.peer, keyed("k", 1, Some("v")), LONG).await;
-    assert_eq!(reply, Ok(WriteReply::Applied { previous: None }));
-    ends.connections.close();
-    assert_eq!(ends.connections.len(), 1);
+    let ends = connected().await;
     ends.transport.release(&ends.peer);
     soon("the connection is open", ends.connections.wait()).await;
 }
 
 #[tokio::test]
 async fn a_transport_that_is_closed_leaves_no_connection() {
-    let ends = ends();
-    let reply = ends.transport.write(&ends.peer, keyed("k", 1, Some("v")), LONG).await;
-    assert_eq!(reply, Ok(WriteReply::Applied { previous: None }));
-    ends.connections.close();
+    let ends = connected().await;
     soon("it does not close", ends.transport.close()).await;
     soon("the connection is open", ends.connections.wait()).await;
 }
