@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use lally::adapters::config::{self, Command, Config, Invocation, LogFormat};
-use lally::app::compose::{self, RunError, Signals};
+use lally::app::compose::{self, RunError, ServingRuntime, Signals};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
@@ -57,17 +57,12 @@ fn environment() -> Result<Vec<(String, String)>, String> {
 
 fn serve(config: Config) -> Result<(), RunError> {
     let cannot = |error| RunError::Server { server: "task", error };
-    let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(config.worker_threads.get())
-        .thread_name("lally-worker")
-        .enable_all()
-        .build()
-        .map_err(cannot)?;
+    let runtime = ServingRuntime::new(config.worker_threads).map_err(cannot)?;
     let outcome = runtime.block_on(async {
         let mut signals = UnixSignals::listen().map_err(cannot)?;
         compose::run(config, &mut signals).await
     });
-    runtime.shutdown_timeout(LAST_THREADS);
+    runtime.shutdown(LAST_THREADS);
     outcome
 }
 

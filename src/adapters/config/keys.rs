@@ -143,7 +143,7 @@ pub(super) const KEYS: [KeySpec; 26] = [
         "How long a member may be down before removed keys are forgotten without it",
         "a duration from 1m to 8760h, such as 168h"),
     key!("worker_threads", "worker-threads", Number, "N", None,
-        "Threads that serve requests [default: the number of cores]",
+        "Threads that serve requests [default: one less than cores, at least 1]",
         "a whole number from 1 to 1024"),
     // Beside the table of layers: says which file is the YAML layer, so it is no key of the file.
     key!("config", "config", Text, "PATH", None,

@@ -163,8 +163,7 @@ impl Config {
             max_absence: from.required("max_absence", |v| duration(v, MINUTE_MS, YEAR_MS))?,
             worker_threads: from
                 .optional("worker_threads", threads)?
-                .or_else(|| std::thread::available_parallelism().ok())
-                .unwrap_or(NonZeroUsize::MIN),
+                .unwrap_or_else(default_worker_threads),
         })
     }
 
@@ -327,6 +326,13 @@ fn duration(value: &Value, min_ms: u64, max_ms: u64) -> Result<Duration, Wrong> 
 fn size(value: &Value, min: u64, max: u64) -> Result<usize, Wrong> {
     let bytes = forms::in_range(forms::size(value)?, min, max, value)?;
     usize::try_from(bytes).map_err(|_| format!("{} is out of range", forms::shown(value)))
+}
+
+/// One less than cores: what is left goes to the kernel's part of the network and the disk, to the
+/// log and to compactions.
+fn default_worker_threads() -> NonZeroUsize {
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    NonZeroUsize::new(cores.saturating_sub(1)).unwrap_or(NonZeroUsize::MIN)
 }
 
 fn threads(value: &Value) -> Result<NonZeroUsize, Wrong> {

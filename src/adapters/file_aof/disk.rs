@@ -59,6 +59,9 @@ pub(super) trait Disk: Send + Sync {
 
     /// Takes space for the bytes of these offsets, without making the file longer.
     fn allocate(&self, from: u64, to: u64) -> io::Result<()>;
+
+    /// The bytes of these offsets, which were forced, need not be kept in memory.
+    fn let_go(&self, _from: u64, _to: u64) {}
 }
 
 impl Disk for File {
@@ -101,6 +104,14 @@ impl Disk for File {
     #[cfg(not(target_os = "linux"))]
     fn allocate(&self, _from: u64, _to: u64) -> io::Result<()> {
         Err(io::ErrorKind::Unsupported.into())
+    }
+
+    #[cfg(target_os = "linux")]
+    fn let_go(&self, from: u64, to: u64) {
+        use rustix::fs::{Advice, fadvise};
+        let length = std::num::NonZeroU64::new(to.saturating_sub(from));
+        // An advice: what a file system makes of it changes nothing but its speed.
+        fadvise(self, from, length, Advice::DontNeed).ok();
     }
 }
 

@@ -11,9 +11,10 @@ use tokio::sync::oneshot;
 
 use crate::ports::{LogError, LogRecord};
 
+use super::batch::{Batch, Done, Pending};
+use super::gathering::Gathering;
 use super::marks::Marks;
-use super::records::Records;
-use super::reserve::{Ahead, Reserve};
+use super::reserve::Reserve;
 use super::rotation::{Begun, OpenSegment, Rotation, SEGMENT_BYTES};
 
 /// Buffers larger than this are not kept for the next batch.
@@ -28,79 +29,6 @@ pub(super) const SLOW_WRITE: Duration = Duration::from_millis(5);
 const THREAD_WRITES_TIMES: u32 = 10;
 const THREAD_WRITES_FOR_MAX: Duration = Duration::from_secs(1);
 
-type Done = oneshot::Sender<Result<(), LogError>>;
-
-/// How something that is not done yet will have gone.
-pub(super) type Pending = oneshot::Receiver<Result<(), LogError>>;
-
-/// Appends that are written together.
-#[derive(Default)]
-pub(super) struct Batch {
-    pub(super) records: Records,
-    appends: Vec<Append>,
-    first_sequence: u64,
-    /// What its clock bounds and horizons come to.
-    marks: Marks,
-    /// Space to ask for before it is written.
-    pub(super) ahead: Option<Ahead>,
-}
-
-/// An append in a batch.
-struct Append {
-    records: usize,
-    holds_values: bool,
-    /// Who waits for it, unless that is who writes it.
-    done: Option<Done>,
-}
-
-impl Batch {
-    fn add(&mut self, records: &[LogRecord], done: Option<Done>) {
-        for record in records {
-            self.marks.raise(record);
-            self.records.push(record);
-        }
-        self.appends.push(Append {
-            records: records.len(),
-            holds_values: records.iter().any(LogRecord::holds_value),
-            done,
-        });
-    }
-
-    /// Numbers its records for their place in the file.
-    pub(super) fn number(&mut self, salt: u64) {
-        self.records.number(self.first_sequence, salt);
-    }
-
-    pub(super) const fn is_empty(&self) -> bool {
-        self.appends.is_empty()
-    }
-
-    pub(super) fn holds_values(&self) -> bool {
-        self.appends.iter().any(|append| append.holds_values)
-    }
-
-    /// Takes the appends that hold values out: whom to tell. To be numbered afterwards.
-    pub(super) fn drop_values(&mut self) -> Vec<Done> {
-        let (mut at, mut kept, mut dropped) = (0, Vec::new(), Vec::new());
-        self.appends.retain_mut(|append| {
-            let range = at..at + append.records;
-            at = range.end;
-            if append.holds_values {
-                dropped.extend(append.done.take());
-            } else {
-                kept.push(range);
-            }
-            !append.holds_values
-        });
-        self.records.keep(kept.into_iter());
-        dropped
-    }
-
-    fn into_waiting(self) -> Vec<Done> {
-        self.appends.into_iter().filter_map(|append| append.done).collect()
-    }
-}
-
 /// A batch that was taken, and the file it goes to.
 pub(super) struct Writing {
     pub(super) batch: Batch,
@@ -113,6 +41,13 @@ pub(super) enum Task {
     Sync,
     Rotate,
     End,
+}
+
+/// What the thread does next.
+pub(super) enum Next {
+    Do(Task),
+    /// Wait until it is woken, or this time has passed, if there is one.
+    Wait(Option<Duration>),
 }
 
 /// How much may wait for the file, and for how long.
@@ -152,6 +87,8 @@ pub(super) struct State {
     being_forced: Vec<Done>,
     /// Until then the thread writes alone.
     pub(super) slow_until: Option<Instant>,
+    /// What the next batch waits for, with the policy `always`.
+    pub(super) gathering: Gathering,
     /// Whether somebody waits for room in the queue.
     pub(super) room_is_wanted: bool,
     /// Whether the thread has nothing to do and wants to be woken.
@@ -181,6 +118,7 @@ impl State {
             until_forced: Vec::new(),
             being_forced: Vec::new(),
             slow_until: None,
+            gathering: Gathering::default(),
             room_is_wanted: false,
             thread_waits: false,
             sync_is_planned: false,
@@ -225,10 +163,8 @@ impl State {
     /// The batch was written, or was not: whom to tell.
     pub(super) fn put_back(&mut self, mut batch: Batch) -> Vec<Done> {
         self.writing = None;
-        let waiting = batch.appends.drain(..).filter_map(|append| append.done).collect();
-        batch.records.clear();
+        let waiting = batch.empty();
         if batch.records.capacity() <= KEPT_BUFFER_BYTES {
-            batch.marks = Marks::default();
             self.spare = batch;
         }
         waiting
@@ -258,33 +194,37 @@ impl State {
         waiting
     }
 
-    /// What the thread has to do, if a sync is due in this time; `None`: it waits now.
-    pub(super) fn next_task(&mut self, sync_due: Option<Duration>) -> Option<Task> {
+    /// What the thread has to do, if a sync is due in this time.
+    pub(super) fn next(&mut self, sync_due: Option<Duration>) -> Next {
         if sync_due == Some(Duration::ZERO) {
             self.begin_sync();
-            return Some(Task::Sync);
+            return Next::Do(Task::Sync);
         }
         if let Some(rotation) = &mut self.rotation {
             if !rotation.is_prepared {
                 // The most of the file, so that what is written meanwhile is soon forced, too.
                 rotation.is_prepared = true;
                 self.begin_sync();
-                return Some(Task::Sync);
+                return Next::Do(Task::Sync);
             }
             if self.writing.is_none() {
                 self.writing = Some(0);
-                return Some(Task::Rotate);
+                return Next::Do(Task::Rotate);
             }
         }
+        let mut left = sync_due;
         if self.has_work() {
-            return Some(Task::Write(self.take()));
-        }
-        if self.is_over() {
-            return Some(Task::End);
+            let queued = self.pending.appends();
+            match self.gathering.left(queued, Instant::now()).filter(|_| self.takes_more()) {
+                None => return Next::Do(Task::Write(self.take())),
+                waits => left = waits,
+            }
+        } else if self.is_over() {
+            return Next::Do(Task::End);
         }
         self.thread_waits = true;
         self.sync_is_planned = sync_due.is_some();
-        None
+        Next::Wait(left)
     }
 
     /// A sync begins, of everything that is written. Whether there is anything to force.
@@ -356,6 +296,27 @@ impl State {
         self.writing.is_none() && !self.pending.is_empty()
     }
 
+    /// Whether something is queued that the thread is to write now, if it does not already.
+    pub(super) fn has_work_for_thread(&self) -> bool {
+        let waits = self.takes_more() && self.gathering.waits_for_more(self.pending.appends());
+        self.has_work() && !waits
+    }
+
+    /// Whether there may be more appends soon.
+    const fn takes_more(&self) -> bool {
+        self.ended.is_none() && !self.room_is_wanted
+    }
+
+    /// This batch is forced and about to be answered.
+    pub(super) fn record_forced(&mut self, batch: &Batch, took: Duration) {
+        self.gathering.record(batch.appends(), took, self.pending.appends());
+    }
+
+    /// Whether the thread is forcing what is written.
+    pub(super) const fn is_forcing(&self) -> bool {
+        self.forcing_since.is_some()
+    }
+
     /// Whether nothing more is taken and everything is written.
     pub(super) const fn is_over(&self) -> bool {
         self.ended.is_some() && self.is_idle()
@@ -367,21 +328,15 @@ impl State {
     }
 }
 
-/// Tells those who wait how it went.
-pub(super) fn tell(waiting: Vec<Done>, outcome: &Result<(), LogError>) {
-    for waiting in waiting {
-        // Whoever does not wait any more does not need to know.
-        waiting.send(outcome.clone()).ok();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use futures_util::FutureExt;
 
     use super::*;
+    use crate::adapters::file_aof::batch::tell;
     use crate::adapters::file_aof::disk::Disk;
     use crate::adapters::file_aof::rotation::Position;
+    use crate::domain::Timestamp;
 
     struct NoDisk;
 
@@ -430,5 +385,45 @@ mod tests {
         let mut fourth = state.put_back_until_forced(Batch::default());
         tell(state.give_up(), &Err(LogError::Closed));
         assert!(told(&mut third) && told(&mut fourth));
+    }
+
+    /// One append is queued, after two were answered at once.
+    fn after_two_were_answered() -> State {
+        let mut state = State::new(begun(1), Marks::default());
+        let record = [LogRecord::ClockBound(Timestamp::from_nanos(1))];
+        state.queue(&record, None);
+        state.queue(&record, None);
+        let Writing { batch, .. } = state.take();
+        state.record_forced(&batch, Duration::from_secs(1));
+        state.put_back(batch);
+        state.queue(&record, None);
+        state
+    }
+
+    fn is_written_now(state: &mut State) -> bool {
+        let wanted = state.has_work_for_thread();
+        let written = matches!(state.next(None), Next::Do(Task::Write(_)));
+        assert!(written || !state.has_work_for_thread());
+        assert!(wanted || !written);
+        written
+    }
+
+    #[test]
+    fn a_batch_waits_for_those_just_answered_unless_no_more_can_come() {
+        let mut state = after_two_were_answered();
+        assert!(matches!(state.next(None), Next::Wait(Some(_))));
+        assert!(!state.has_work_for_thread());
+        state.queue(&[LogRecord::ClockBound(Timestamp::from_nanos(2))], None);
+        assert!(is_written_now(&mut state));
+
+        let mut state = after_two_were_answered();
+        assert!(matches!(state.next(None), Next::Wait(Some(_))));
+        state.ended = Some(LogError::Closed);
+        assert!(is_written_now(&mut state));
+
+        let mut state = after_two_were_answered();
+        assert!(matches!(state.next(None), Next::Wait(Some(_))));
+        state.room_is_wanted = true;
+        assert!(is_written_now(&mut state));
     }
 }

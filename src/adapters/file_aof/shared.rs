@@ -10,12 +10,13 @@ use tokio::sync::{Notify, watch};
 
 use crate::ports::LogError;
 
+use super::batch::{Batch, Pending, tell};
 use super::disk::{FsyncPolicy, SyncSchedule, allocate, is_full};
-use super::files::{Unmade, not_forced};
-use super::queue::{Batch, Pending, State, Task, Writing, tell};
+use super::files::Unmade;
+use super::forcing::Forcing;
+use super::queue::{Next, State, Task, Writing};
 use super::reserve::Ahead;
 use super::rotation::{Begun, Older, OpenSegment, Segments, Switched};
-use super::sync_meter::SyncMeter;
 
 /// Batches up to this size are written by those that append. Copying more takes as long as waking
 /// the thread, many times over.
@@ -34,14 +35,12 @@ pub(super) struct Shared {
     /// Wakes those who wait for room in the queue.
     pub(super) room: Notify,
     pub(super) failed: watch::Sender<Option<LogError>>,
-    /// Why forcing failed, once it did.
-    sync_failure: Mutex<Option<LogError>>,
+    pub(super) forcing: Forcing,
     /// Of the file that is written.
     pub(super) bytes: AtomicU64,
     /// Of the files before.
     pub(super) older_bytes: AtomicU64,
     pub(super) appended: AtomicU64,
-    pub(super) syncs: SyncMeter,
     /// Whether the node's log says already that the device is behind.
     lag_is_told: AtomicBool,
 }
@@ -62,9 +61,8 @@ impl Shared {
             work: Condvar::new(),
             room: Notify::new(),
             failed: watch::Sender::new(None),
-            sync_failure: Mutex::default(),
+            forcing: Forcing::default(),
             appended: AtomicU64::new(0),
-            syncs: SyncMeter::default(),
             lag_is_told: AtomicBool::new(false),
         }
     }
@@ -73,11 +71,13 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether an append may write, rather than the thread.
+    /// Whether an append may write, rather than the thread. While the thread waits for the device, what
+    /// it would have to write would wait with it.
     pub(super) fn may_write_here(&self, state: &State) -> bool {
+        let is_slow = || state.slow_until.is_some_and(|until| Instant::now() < until);
         self.schedule.policy != FsyncPolicy::Always
             && state.rotation.is_none()
-            && state.slow_until.is_none_or(|until| Instant::now() >= until)
+            && (state.is_forcing() || !is_slow())
     }
 
     /// Whether the device is so far behind that nothing more may be acknowledged.
@@ -119,7 +119,7 @@ impl Shared {
     pub(super) fn wake_thread(&self, mut state: MutexGuard<'_, State>) {
         let sync_begins =
             self.schedule.policy == FsyncPolicy::EverySec && state.sync_is_unplanned();
-        let is_wanted = state.has_work()
+        let is_wanted = state.has_work_for_thread()
             || state.forcing_is_awaited()
             || state.rotation_goes_on()
             || state.is_over();
@@ -157,12 +157,13 @@ impl Shared {
             let every =
                 if state.forcing_is_awaited() { Duration::ZERO } else { self.schedule.every };
             let left = since.map(|since| (since + every).saturating_duration_since(Instant::now()));
-            if let Some(task) = state.next_task(left) {
-                return task;
-            }
-            state = match left {
-                Some(left) => {
-                    let waited = self.work.wait_timeout(state, left);
+            let wait = match state.next(left) {
+                Next::Do(task) => return task,
+                Next::Wait(wait) => wait,
+            };
+            state = match wait {
+                Some(wait) => {
+                    let waited = self.work.wait_timeout(state, wait);
                     waited.unwrap_or_else(PoisonError::into_inner).0
                 }
                 None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
@@ -192,12 +193,15 @@ impl Shared {
         if let Err(error) = batch.records.append_to(segment.disk.as_ref()) {
             return Err(self.undo(batch, &segment, &error));
         }
-        if self.schedule.policy == FsyncPolicy::Always
-            && let Err(error) = self.sync()
-        {
-            self.put_back(self.state(), batch, &Err(error.clone()));
-            self.fail(&error);
-            return Err(error);
+        if self.schedule.policy == FsyncPolicy::Always {
+            match self.sync() {
+                Ok(took) => self.state().record_forced(&batch, took),
+                Err(error) => {
+                    self.put_back(self.state(), batch, &Err(error.clone()));
+                    self.fail(&error);
+                    return Err(error);
+                }
+            }
         }
         let mut state = self.state();
         let now = Instant::now();
@@ -218,7 +222,7 @@ impl Shared {
     fn rotate(&self) {
         let _guard = FailOnPanic(self);
         let synced = self.sync().map_err(Unmade::Unforced);
-        let outcome = match synced.and_then(|()| self.begin_next()) {
+        let outcome = match synced.and_then(|_| self.begin_next()) {
             Ok(switched) => Ok(switched),
             Err(Unmade::Undone(error)) => {
                 self.state().put_rotation_off();
@@ -368,23 +372,16 @@ impl Shared {
 
     /// Forces everything that was written before this is called; a failure ends the log.
     pub(super) fn force(&self) -> Result<(), LogError> {
-        self.sync().inspect_err(|error| self.fail(error))
+        self.sync().map(drop).inspect_err(|error| self.fail(error))
     }
 
-    /// Forces the segment. One at a time, and none after one that failed: the kernel tells of an error
-    /// once, and whoever asks next would be told that all is well.
-    fn sync(&self) -> Result<(), LogError> {
-        let mut failure = self.sync_failure.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = failure.as_ref() {
-            return Err(error.clone());
-        }
-        let segment = Arc::clone(&self.state().segment);
-        let began = Instant::now();
-        let synced = segment.disk.sync();
-        self.syncs.record(began.elapsed());
-        let synced = synced.map_err(|error| not_forced(&segment.path, &error));
-        *failure = synced.as_ref().err().cloned();
-        synced
+    /// Forces the segment: how long it took.
+    fn sync(&self) -> Result<Duration, LogError> {
+        let (segment, bytes) = {
+            let state = self.state();
+            (Arc::clone(&state.segment), state.good_bytes)
+        };
+        self.forcing.force(&segment, bytes)
     }
 }
 

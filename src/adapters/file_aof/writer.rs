@@ -6,9 +6,10 @@
 //! so batches follow the load by themselves.
 //!
 //! A thread does what may take long: it forces data to the device, writes with the policy `always`
-//! (where each batch is forced before it is acknowledged), and writes large batches. If a write took
-//! long, the disk is behind, and for a while everything is handed over to the thread: no thread that
-//! serves requests waits for a slow disk twice.
+//! (where each batch is forced before it is acknowledged, and waits a moment for more: `gathering`),
+//! and writes large batches. If a write took long, the disk is behind, and for a while everything is
+//! handed over to the thread, unless that waits for the device: no thread that serves requests waits
+//! for a slow disk twice.
 //!
 //! With `everysec`, acknowledged data waits for the device, and how much is bounded: if a sync hangs,
 //! nothing more is taken until it has ended, and what was taken before is acknowledged only once it is
@@ -28,10 +29,11 @@ use tokio::sync::oneshot;
 
 use crate::ports::{LogError, LogRecord, LogStats};
 
+use super::batch::Pending;
 use super::disk::{FsyncPolicy, SyncSchedule};
 use super::format::max_encoded_bytes;
 use super::marks::Marks;
-use super::queue::{Pending, QueueLimits};
+use super::queue::QueueLimits;
 use super::rotation::{Begun, Older, Segments, Switched};
 use super::shared::{Shared, WRITTEN_HERE_BYTES};
 
@@ -154,7 +156,7 @@ impl Writer {
         LogStats {
             bytes: load(&self.shared.bytes) + load(&self.shared.older_bytes),
             appended: load(&self.shared.appended),
-            syncs: self.shared.syncs.times(),
+            syncs: self.shared.forcing.syncs.times(),
             unforced_for: self.unforced_for(),
         }
     }
@@ -196,6 +198,7 @@ impl Writer {
         }
         if state.queued_bytes() > 0 && state.queued_bytes() + needed > self.limits.bytes {
             state.room_is_wanted = true;
+            self.shared.wake_thread(state);
             return Ok(None);
         }
         if state.is_idle() && needed <= WRITTEN_HERE_BYTES && self.shared.may_write_here(&state) {
@@ -432,6 +435,27 @@ mod tests {
         assert_eq!(disk.lock().unwrap().bytes, encoded(&[record(1), record(2)]));
         writer.close();
         thread.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn after_a_slow_write_appends_do_not_wait_for_the_sync_of_the_thread() {
+        let (open, gate) = std::sync::mpsc::sync_channel(64);
+        let schedule =
+            SyncSchedule { every: Duration::ZERO, ..SyncSchedule::of(FsyncPolicy::EverySec) };
+        let (append_takes, sync_gate) = (40 * SLOW_WRITE, Some(gate));
+        let slow = Faulty { append_takes, sync_gate, ..Faulty::default() };
+        let log = start_with(&Next::default(), schedule, slow);
+        log.writer.append(&[record(1)]).await.unwrap();
+        while log.disk.lock().unwrap().syncs_begun == 0 {
+            tokio::task::yield_now().await;
+        }
+        log.disk.lock().unwrap().append_takes = Duration::ZERO;
+        log.writer.append(&[record(2)]).await.unwrap();
+        assert_eq!(log.disk.lock().unwrap().bytes, encoded(&[record(1), record(2)]));
+        assert_eq!(log.writer.stats().syncs.count(), 0);
+        for _ in 0..2 {
+            open.send(()).unwrap();
+        }
     }
 
     #[tokio::test]

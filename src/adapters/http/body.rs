@@ -51,11 +51,12 @@ pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(
     let max = options.max_body_bytes;
     // A client that asks first (RFC 9110, 10.1.1) waits for the answer before it sends anything.
     let asks_first = request.headers().contains_key(header::EXPECT);
-    let too_long = declared_length(request.headers()).is_some_and(|n| n > max as u64);
+    let declared = declared_length(request.headers());
+    let too_long = declared.is_some_and(|length| length > max as u64);
     if too_long && asks_first {
         return Err(too_large(max));
     }
-    let mut reading = pin!(collect(request.into_body(), max, too_long));
+    let mut reading = pin!(collect(request.into_body(), max, declared));
     // Most bodies are there with their heads, and need neither a timer nor the memory for one.
     if let Some(read) = reading.as_mut().now_or_never() {
         return read;
@@ -278,9 +279,10 @@ fn too_large(max: usize) -> Refusal {
 async fn collect<B: Body<Data = Bytes> + Unpin>(
     mut body: B,
     max: usize,
-    too_long: bool,
+    declared: Option<u64>,
 ) -> Result<Bytes, Refusal> {
-    if too_long {
+    let declared = declared.map_or(Ok(0), usize::try_from).unwrap_or(usize::MAX);
+    if declared > max {
         discard(body).await;
         return Err(too_large(max));
     }
@@ -295,7 +297,8 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(
     let Some(second) = next(&mut body).await? else {
         return Ok(first);
     };
-    let mut whole = BytesMut::with_capacity(2 * (first.len() + second.len()));
+    // As long as the head says, which is not more than is allowed: so nothing is moved while it fills.
+    let mut whole = BytesMut::with_capacity(declared.max(2 * (first.len() + second.len())));
     whole.extend_from_slice(&first);
     let mut more = Some(second);
     while let Some(chunk) = more {

@@ -18,6 +18,7 @@ mod client;
 mod connections;
 mod download;
 mod errors;
+mod json_text;
 mod metrics;
 mod options;
 mod render;

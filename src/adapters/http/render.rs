@@ -16,6 +16,7 @@ use crate::ports::{Answer, BackupStream, ClusterStatus, Compacted, Verdict};
 
 use super::download::EXPECTED_BYTES;
 use super::errors::{Code, Refusal};
+use super::json_text::push_text;
 use super::metrics::Call;
 
 /// A body that is there as a whole.
@@ -263,11 +264,6 @@ fn push_list<T>(out: &mut Vec<u8>, items: &[T], push: impl Fn(&mut Vec<u8>, &T))
         }
         push(out, item);
     }
-}
-
-// Writing to a Vec does not fail, neither here nor below.
-fn push_text(out: &mut Vec<u8>, text: &str) {
-    serde_json::to_writer(out, text).unwrap_or_default();
 }
 
 fn push_timestamp(out: &mut Vec<u8>, timestamp: Timestamp) {

@@ -14,8 +14,10 @@ mod log_dump;
 mod log_import;
 mod log_repair;
 mod run;
+mod standby;
 mod storage;
 
 pub use command::perform;
 pub use errors::RunError;
 pub use run::{Signals, run};
+pub use standby::ServingRuntime;

@@ -1,11 +1,11 @@
 //! A disk that takes six seconds to force data: with `everysec`, what is acknowledged is never more
-//! than two seconds ahead of it; then writes are refused, and taken again when it has caught up.
-//! `strace` makes the disk slow; where it cannot, the test is skipped and says so.
+//! than two seconds ahead of it; then writes are refused, and taken again when it has caught up. And one
+//! that takes as long for a write: nobody waits for it but who writes. `strace` makes the disk slow; where it cannot, the test is skipped and says so.
 
 use std::time::{Duration, Instant};
 
 use super::durable_names::can_trace;
-use super::node::Setup;
+use super::node::{Setup, file_with};
 use super::wait::{PATIENCE, eventually, is};
 
 /// The value of a metric without labels.
@@ -53,5 +53,43 @@ fn a_disk_that_falls_behind_stops_acknowledgements_and_not_reads() {
     assert!(metric(&metrics, "lally_log_sync_duration_seconds_sum") >= 6.0, "{metrics}");
     node.wait_for_log(&["the disk is behind"]);
     node.wait_for_log(&["the disk has caught up"]);
+    assert_eq!(node.terminate(), Some(0));
+}
+
+/// Also where a single thread serves.
+#[test]
+fn a_disk_that_hangs_in_a_write_holds_up_no_other_request() {
+    if !can_trace() {
+        return;
+    }
+    let setup = Setup::new().args(["--worker-threads", "1"]);
+    let mut node = setup.clone().start_ready();
+    node.client().add("there", "1").succeeded();
+    assert_eq!(node.terminate(), Some(0));
+    let (segment, _) = file_with(&setup.data_dir(), "there");
+    let segment = segment.display().to_string();
+    let slow = "inject=write,writev:delay_enter=6000000:when=20";
+    let calls = "trace=write,writev";
+    let wrapper =
+        ["strace", "-D", "-f", "-o", "/dev/null", "-P", &segment, "-e", calls, "-e", slow];
+    let mut node = setup.under(wrapper).start_ready();
+    let mut writer = node.client();
+    let writing = std::thread::spawn(move || {
+        let took = (0..40).map(|n| {
+            let began = Instant::now();
+            writer.add(&format!("written {n}"), "2");
+            began.elapsed()
+        });
+        took.max().unwrap()
+    });
+    let mut longest = Duration::ZERO;
+    while !writing.is_finished() {
+        let began = Instant::now();
+        assert_eq!(node.client().get("there").succeeded().value().as_deref(), Some("1"));
+        longest = longest.max(began.elapsed());
+    }
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
+    let hung = writing.join().unwrap();
+    assert!(hung > Duration::from_secs(5), "the disk did not hang: {hung:?}");
     assert_eq!(node.terminate(), Some(0));
 }
