@@ -139,7 +139,16 @@ impl Fingerprint {
     /// The fingerprint of this entry of this key. The value is part of it: two values of one version
     /// (by a copied data directory) must be found, or they would differ for ever.
     pub fn of(key: &Key, entry: &Entry) -> Self {
+        Self::of_hashed(xxh3_64(key.as_str().as_bytes()), entry)
+    }
+
+    /// The fingerprints of several entries of one key.
+    pub fn of_each<const N: usize>(key: &Key, entries: [Option<&Entry>; N]) -> [Option<Self>; N] {
         let key_hash = xxh3_64(key.as_str().as_bytes());
+        entries.map(|entry| entry.map(|entry| Self::of_hashed(key_hash, entry)))
+    }
+
+    fn of_hashed(key_hash: u64, entry: &Entry) -> Self {
         let value_hash = entry.value().map_or(0, |value| xxh3_64(value.as_str().as_bytes()));
         let version = entry.version;
         let mut input = [0u8; 33];

@@ -49,6 +49,27 @@ pub struct DashStore {
     memory_bytes: AtomicU64,
 }
 
+/// What an entry adds to the counts.
+#[derive(Default)]
+struct Counts {
+    keys: u64,
+    tombstones: u64,
+    payload_bytes: u64,
+    memory_bytes: u64,
+}
+
+impl Counts {
+    fn of(key: &Key, entry: &Entry) -> Self {
+        let is_tombstone = u64::from(entry.is_tombstone());
+        Self {
+            keys: 1 - is_tombstone,
+            tombstones: is_tombstone,
+            payload_bytes: entry.payload_bytes(key) as u64,
+            memory_bytes: entry.content.memory_bytes(key) as u64,
+        }
+    }
+}
+
 impl DashStore {
     /// An empty store, its hasher seeded at random.
     pub fn new() -> Self {
@@ -80,25 +101,23 @@ impl DashStore {
 
     /// Brings digests and counts up to date with a change, under the lock of the key.
     fn count(&self, key: &Key, before: Option<&Entry>, after: Option<&Entry>) {
-        let change = |count: &AtomicU64, of: &dyn Fn(&Entry) -> usize| {
-            let [before, after] = [before, after].map(|entry| entry.map_or(0, of) as u64);
+        let change = |count: &AtomicU64, before: u64, after: u64| {
             // Most writes replace like by like, and what all cores share is dear to touch.
             if before != after {
                 count.fetch_add(after.wrapping_sub(before), Ordering::Relaxed);
             }
         };
-        change(&self.payload_bytes, &|entry| entry.payload_bytes(key));
-        change(&self.memory_bytes, &|entry| entry.content.memory_bytes(key));
-        change(&self.keys, &|entry| usize::from(!entry.is_tombstone()));
-        change(&self.tombstones, &|entry| usize::from(entry.is_tombstone()));
-        self.flip(
-            key,
-            before.map(|before| Fingerprint::of(key, before)),
-            after.map(|after| Fingerprint::of(key, after)),
-        );
+        let counts =
+            |entry: Option<&Entry>| entry.map_or(Counts::default(), |e| Counts::of(key, e));
+        let (was, is) = (counts(before), counts(after));
+        change(&self.keys, was.keys, is.keys);
+        change(&self.tombstones, was.tombstones, is.tombstones);
+        change(&self.payload_bytes, was.payload_bytes, is.payload_bytes);
+        change(&self.memory_bytes, was.memory_bytes, is.memory_bytes);
+        self.flip(key, Fingerprint::of_each(key, [before, after]));
     }
 
-    fn flip(&self, key: &Key, before: Option<Fingerprint>, after: Option<Fingerprint>) {
+    fn flip(&self, key: &Key, [before, after]: [Option<Fingerprint>; 2]) {
         let Some(Fingerprint { bucket, .. }) = after.or(before) else { return };
         let Some(digest) = self.buckets.get(bucket.index()) else { return };
         let change = [before, after].iter().flatten().fold(0, |all, print| all ^ print.hash);

@@ -1,9 +1,9 @@
 //! `Forcing`: forces the file to the device, one at a time, and none after one that failed: the kernel
 //! tells of an error once, and whoever asks next would be told that all is well.
 //!
-//! What is on the device is let go of from the page cache. Nobody reads it before the next start, and a
-//! page that is free is a page that need not be found: large values are copied into pages that were
-//! used a moment ago, rather than into ever new ones.
+//! Much that is on the device at once is let go of from the page cache: nobody reads it before the next
+//! start, and so large values are copied into pages that were used a moment ago, rather than into ever
+//! new ones.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,8 +14,9 @@ use super::files::not_forced;
 use super::rotation::OpenSegment;
 use super::sync_meter::SyncMeter;
 
-/// So much is let go of at a time: a system call for each small write would cost more than it saves.
-const LET_GO_BYTES: u64 = 1 << 20;
+/// So much is let go of when one sync has forced it. Where less is written in a second, fresh pages cost
+/// less than to give them back.
+const LET_GO_BYTES: u64 = 16 << 20;
 
 /// Forces segments, and counts how long that takes.
 #[derive(Default)]
@@ -29,8 +30,8 @@ pub(super) struct Forcing {
 struct Done {
     /// Why forcing failed, once it did.
     failure: Option<LogError>,
-    /// Up to where the page cache was let go of, and in which segment.
-    let_go: u64,
+    /// Up to where the last sync forced, and which segment.
+    forced: u64,
     segment: u64,
 }
 
@@ -51,12 +52,12 @@ impl Forcing {
             return Err(failure);
         }
         if done.segment != segment.number {
-            (done.segment, done.let_go) = (segment.number, 0);
+            (done.segment, done.forced) = (segment.number, 0);
         }
-        if bytes >= done.let_go + LET_GO_BYTES {
-            segment.disk.let_go(done.let_go, bytes);
-            done.let_go = bytes;
+        if bytes >= done.forced + LET_GO_BYTES {
+            segment.disk.let_go(done.forced, bytes);
         }
+        done.forced = bytes;
         Ok(took)
     }
 }
@@ -104,14 +105,13 @@ mod tests {
     }
 
     #[test]
-    fn what_is_forced_is_let_go_of_once_and_not_before() {
+    fn much_that_is_forced_at_once_is_let_go_of_and_not_before() {
         let (disk, forcing) = (Arc::new(Noting::default()), Forcing::default());
         for (number, bytes) in [
             (1, 10),
-            (1, LET_GO_BYTES - 1),
-            (1, LET_GO_BYTES + 5),
-            (1, 2 * LET_GO_BYTES + 4),
-            (1, 2 * LET_GO_BYTES + 5),
+            (1, LET_GO_BYTES + 9),
+            (1, 2 * LET_GO_BYTES + 9),
+            (1, 3 * LET_GO_BYTES),
             (2, LET_GO_BYTES),
         ] {
             forcing.force(&segment(number, &disk), bytes).unwrap();
@@ -121,15 +121,13 @@ mod tests {
             sync,
             sync,
             sync,
-            (0, LET_GO_BYTES + 5),
+            (LET_GO_BYTES + 9, 2 * LET_GO_BYTES + 9),
             sync,
-            sync,
-            (LET_GO_BYTES + 5, 2 * LET_GO_BYTES + 5),
             sync,
             (0, LET_GO_BYTES),
         ];
         assert_eq!(*disk.asked.lock().unwrap(), expected);
-        assert_eq!(forcing.syncs.times().count(), 6);
+        assert_eq!(forcing.syncs.times().count(), 5);
     }
 
     #[test]

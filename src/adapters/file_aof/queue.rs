@@ -31,7 +31,7 @@ const THREAD_WRITES_FOR_MAX: Duration = Duration::from_secs(1);
 
 /// A batch that was taken, and the file it goes to.
 pub(super) struct Writing {
-    pub(super) batch: Batch,
+    pub(super) batch: Box<Batch>,
     pub(super) segment: Arc<OpenSegment>,
 }
 
@@ -41,6 +41,17 @@ pub(super) enum Task {
     Sync,
     Rotate,
     End,
+}
+
+/// What the thread is at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Thread {
+    /// It has nothing to do, and wants to be woken.
+    Waits,
+    /// It waits for the device, and so writes nothing.
+    IsAway,
+    /// Anything else.
+    Works,
 }
 
 /// What the thread does next.
@@ -59,9 +70,10 @@ pub(super) struct QueueLimits {
 
 /// The queue, and where the file ends.
 pub(super) struct State {
-    pending: Batch,
+    /// Boxed, as all batches are: it changes hands with every append.
+    pending: Box<Batch>,
     /// An empty batch with its buffers, for the next one while one is written.
-    spare: Batch,
+    spare: Option<Box<Batch>>,
     /// Bytes of the batch that is being written, if one is.
     writing: Option<usize>,
     next_sequence: u64,
@@ -91,8 +103,8 @@ pub(super) struct State {
     pub(super) gathering: Gathering,
     /// Whether somebody waits for room in the queue.
     pub(super) room_is_wanted: bool,
-    /// Whether the thread has nothing to do and wants to be woken.
-    pub(super) thread_waits: bool,
+    /// What the thread is at.
+    pub(super) thread: Thread,
     /// Whether it wakes by itself when a sync is due.
     pub(super) sync_is_planned: bool,
     /// Why nothing more is taken.
@@ -103,8 +115,8 @@ impl State {
     pub(super) fn new(begun: Begun, marks: Marks) -> Self {
         let Begun { segment, position, reserve } = begun;
         Self {
-            pending: Batch::default(),
-            spare: Batch::default(),
+            pending: Box::default(),
+            spare: None,
             writing: None,
             next_sequence: position.next_sequence,
             segment: Arc::new(segment),
@@ -120,7 +132,7 @@ impl State {
             slow_until: None,
             gathering: Gathering::default(),
             room_is_wanted: false,
-            thread_waits: false,
+            thread: Thread::Works,
             sync_is_planned: false,
             ended: None,
         }
@@ -134,7 +146,7 @@ impl State {
     /// Takes the next batch to write it. Nobody else writes until it is [put
     /// back](Self::put_back).
     pub(super) fn take(&mut self) -> Writing {
-        let next = std::mem::take(&mut self.spare);
+        let next = self.spare.take().unwrap_or_default();
         let mut batch = std::mem::replace(&mut self.pending, next);
         let bytes = batch.records.bytes();
         self.writing = Some(bytes);
@@ -161,18 +173,18 @@ impl State {
     }
 
     /// The batch was written, or was not: whom to tell.
-    pub(super) fn put_back(&mut self, mut batch: Batch) -> Vec<Done> {
+    pub(super) fn put_back(&mut self, mut batch: Box<Batch>) -> Vec<Done> {
         self.writing = None;
         let waiting = batch.empty();
         if batch.records.capacity() <= KEPT_BUFFER_BYTES {
-            self.spare = batch;
+            self.spare = Some(batch);
         }
         waiting
     }
 
     /// The batch was written, but those who wait for it, and whoever wrote it, are told when it is
     /// forced as well.
-    pub(super) fn put_back_until_forced(&mut self, batch: Batch) -> Pending {
+    pub(super) fn put_back_until_forced(&mut self, batch: Box<Batch>) -> Pending {
         let (done, pending) = oneshot::channel();
         let mut waiting = self.put_back(batch);
         self.until_forced.append(&mut waiting);
@@ -196,6 +208,16 @@ impl State {
 
     /// What the thread has to do, if a sync is due in this time.
     pub(super) fn next(&mut self, sync_due: Option<Duration>) -> Next {
+        let next = self.find_next(sync_due);
+        self.thread = match next {
+            Next::Wait(_) => Thread::Waits,
+            Next::Do(Task::Sync) => Thread::IsAway,
+            Next::Do(_) => Thread::Works,
+        };
+        next
+    }
+
+    fn find_next(&mut self, sync_due: Option<Duration>) -> Next {
         if sync_due == Some(Duration::ZERO) {
             self.begin_sync();
             return Next::Do(Task::Sync);
@@ -222,7 +244,6 @@ impl State {
         } else if self.is_over() {
             return Next::Do(Task::End);
         }
-        self.thread_waits = true;
         self.sync_is_planned = sync_due.is_some();
         Next::Wait(left)
     }
@@ -271,8 +292,13 @@ impl State {
         self.rotation.take()
     }
 
+    /// Whether there is something for the thread to do beside writing.
+    pub(super) fn has_chores(&self) -> bool {
+        self.forcing_is_awaited() || self.rotation_goes_on() || self.is_over()
+    }
+
     /// Whether there is something to do for a rotation.
-    pub(super) fn rotation_goes_on(&self) -> bool {
+    fn rotation_goes_on(&self) -> bool {
         self.rotation.as_ref().is_some_and(|r| !r.is_prepared || self.writing.is_none())
     }
 
@@ -310,11 +336,6 @@ impl State {
     /// This batch is forced and about to be answered.
     pub(super) fn record_forced(&mut self, batch: &Batch, took: Duration) {
         self.gathering.record(batch.appends(), took, self.pending.appends());
-    }
-
-    /// Whether the thread is forcing what is written.
-    pub(super) const fn is_forcing(&self) -> bool {
-        self.forcing_since.is_some()
     }
 
     /// Whether nothing more is taken and everything is written.
@@ -373,16 +394,16 @@ mod tests {
     #[test]
     fn who_waits_for_a_sync_is_told_by_one_that_begins_later_by_the_next_file_and_by_the_end() {
         let mut state = State::new(begun(1), Marks::default());
-        let mut first = state.put_back_until_forced(Batch::default());
+        let mut first = state.put_back_until_forced(Box::default());
         state.begin_sync();
-        let mut second = state.put_back_until_forced(Batch::default());
+        let mut second = state.put_back_until_forced(Box::default());
         tell(state.end_sync(), &Ok(()));
         assert!(told(&mut first) && !told(&mut second) && state.forcing_is_awaited());
         tell(state.enter(begun(2)), &Ok(()));
         assert!(told(&mut second) && !state.forcing_is_awaited());
-        let mut third = state.put_back_until_forced(Batch::default());
+        let mut third = state.put_back_until_forced(Box::default());
         state.begin_sync();
-        let mut fourth = state.put_back_until_forced(Batch::default());
+        let mut fourth = state.put_back_until_forced(Box::default());
         tell(state.give_up(), &Err(LogError::Closed));
         assert!(told(&mut third) && told(&mut fourth));
     }

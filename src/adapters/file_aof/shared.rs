@@ -14,7 +14,7 @@ use super::batch::{Batch, Pending, tell};
 use super::disk::{FsyncPolicy, SyncSchedule, allocate, is_full};
 use super::files::Unmade;
 use super::forcing::Forcing;
-use super::queue::{Next, State, Task, Writing};
+use super::queue::{Next, State, Task, Thread, Writing};
 use super::reserve::Ahead;
 use super::rotation::{Begun, Older, OpenSegment, Segments, Switched};
 
@@ -77,7 +77,7 @@ impl Shared {
         let is_slow = || state.slow_until.is_some_and(|until| Instant::now() < until);
         self.schedule.policy != FsyncPolicy::Always
             && state.rotation.is_none()
-            && (state.is_forcing() || !is_slow())
+            && (state.thread == Thread::IsAway || !is_slow())
     }
 
     /// Whether the device is so far behind that nothing more may be acknowledged.
@@ -95,8 +95,12 @@ impl Shared {
 
     /// Writes a batch, and what came meanwhile, as far as it is not much. The outcome is that of the
     /// first batch.
-    pub(super) fn write_here(&self, writing: Writing) -> Result<Option<Pending>, LogError> {
-        let outcome = self.write(writing);
+    pub(super) fn write_here(
+        &self,
+        writing: Writing,
+        began: Instant,
+    ) -> Result<Option<Pending>, LogError> {
+        let outcome = self.write(writing, began);
         for _ in 0..WRITTEN_FOR_OTHERS {
             let mut state = self.state();
             let is_small = state.pending_bytes() <= WRITTEN_HERE_BYTES;
@@ -106,7 +110,7 @@ impl Shared {
             }
             let writing = state.take();
             drop(state);
-            if self.write(writing).is_err() {
+            if self.write(writing, Instant::now()).is_err() {
                 // Those who wait for it have been told.
                 break;
             }
@@ -119,12 +123,9 @@ impl Shared {
     pub(super) fn wake_thread(&self, mut state: MutexGuard<'_, State>) {
         let sync_begins =
             self.schedule.policy == FsyncPolicy::EverySec && state.sync_is_unplanned();
-        let is_wanted = state.has_work_for_thread()
-            || state.forcing_is_awaited()
-            || state.rotation_goes_on()
-            || state.is_over();
-        if state.thread_waits && (is_wanted || sync_begins) {
-            state.thread_waits = false;
+        let is_wanted = state.has_work_for_thread() || state.has_chores();
+        if state.thread == Thread::Waits && (is_wanted || sync_begins) {
+            state.thread = Thread::Works;
             drop(state);
             self.work.notify_one();
         }
@@ -135,7 +136,7 @@ impl Shared {
         while self.failed.borrow().is_none() {
             match self.next_task() {
                 // Those who wait have been told how it went.
-                Task::Write(writing) => drop(self.write(writing)),
+                Task::Write(writing) => drop(self.write(writing, Instant::now())),
                 Task::Rotate => self.rotate(),
                 Task::Sync => self.sync_and_tell(),
                 Task::End => {
@@ -168,23 +169,22 @@ impl Shared {
                 }
                 None => self.work.wait(state).unwrap_or_else(PoisonError::into_inner),
             };
-            state.thread_waits = false;
+            state.thread = Thread::Works;
         }
     }
 
     /// Writes a batch, which was taken, and tells everybody in it how that went; or, if that cannot
     /// be said yet, will tell them and whoever wrote it.
-    fn write(&self, writing: Writing) -> Result<Option<Pending>, LogError> {
+    fn write(&self, writing: Writing, began: Instant) -> Result<Option<Pending>, LogError> {
         let Writing { mut batch, segment } = writing;
         // Whatever happens here, nobody must wait for it for ever.
         let _guard = FailOnPanic(self);
-        let began = Instant::now();
         if let Some(ahead) = batch.ahead
             && !self.allocate(&segment, ahead)
         {
             tell(batch.drop_values(), &Err(LogError::DiskFull));
             if batch.is_empty() {
-                self.note_time(&mut self.state(), began.elapsed());
+                self.state().note_time(began.elapsed());
                 self.put_back(self.state(), batch, &Err(LogError::DiskFull));
                 return Err(LogError::DiskFull);
             }
@@ -277,20 +277,13 @@ impl Shared {
         if self.schedule.policy != FsyncPolicy::Always {
             state.unforced_since.get_or_insert(began);
         }
-        self.note_time(state, written.saturating_duration_since(began));
+        state.note_time(written.saturating_duration_since(began));
         self.bytes.store(state.good_bytes, Ordering::Relaxed);
         if state.good_bytes >= state.rotate_at {
             state.rotation.get_or_insert_default();
         }
         self.appended.fetch_add(batch.records.count() as u64, Ordering::Relaxed);
         Ok(())
-    }
-
-    /// Has the thread write alone for a while if the disk took long.
-    fn note_time(&self, state: &mut State, took: Duration) {
-        if self.schedule.policy != FsyncPolicy::Always {
-            state.note_time(took);
-        }
     }
 
     /// Asks the disk for space. Whether values may be written.
@@ -301,7 +294,7 @@ impl Shared {
     }
 
     /// Takes back what a failed write left in the file.
-    fn undo(&self, batch: Batch, segment: &OpenSegment, error: &io::Error) -> LogError {
+    fn undo(&self, batch: Box<Batch>, segment: &OpenSegment, error: &io::Error) -> LogError {
         let good_bytes = self.state().good_bytes;
         let undone = segment.disk.truncate(good_bytes);
         if is_full(error) && undone.is_ok() {
@@ -323,7 +316,7 @@ impl Shared {
     fn put_back(
         &self,
         mut state: MutexGuard<'_, State>,
-        batch: Batch,
+        batch: Box<Batch>,
         outcome: &Result<(), LogError>,
     ) {
         let waiting = state.put_back(batch);

@@ -191,7 +191,8 @@ impl Writer {
         if records.is_empty() {
             return Ok(Some(Taken::Written(Ok(()))));
         }
-        if self.shared.lags(&state, Instant::now()) {
+        let now = Instant::now();
+        if self.shared.lags(&state, now) {
             drop(state);
             self.shared.tell_lag();
             return Err(LogError::DurabilityLag);
@@ -205,7 +206,7 @@ impl Writer {
             state.queue(records, None);
             let writing = state.take();
             drop(state);
-            return Ok(Some(match self.shared.write_here(writing) {
+            return Ok(Some(match self.shared.write_here(writing, now) {
                 Ok(Some(pending)) => Taken::Queued(pending),
                 Ok(None) => Taken::Written(Ok(())),
                 Err(error) => Taken::Written(Err(error)),

@@ -266,6 +266,7 @@ fn push_list<T>(out: &mut Vec<u8>, items: &[T], push: impl Fn(&mut Vec<u8>, &T))
     }
 }
 
+// Writing to a Vec does not fail, neither here nor elsewhere in this file.
 fn push_timestamp(out: &mut Vec<u8>, timestamp: Timestamp) {
     // Every u64 of nanoseconds (up to the year 2554) is a time that jiff can show.
     let time = jiff::Timestamp::from_nanosecond(timestamp.as_nanos().into()).unwrap_or_default();
@@ -275,7 +276,7 @@ fn push_timestamp(out: &mut Vec<u8>, timestamp: Timestamp) {
 }
 
 fn push_number(out: &mut Vec<u8>, number: u64) {
-    write!(out, "{number}").unwrap_or_default();
+    serde_json::to_writer(out, &number).unwrap_or_default();
 }
 
 #[cfg(test)]
