@@ -71,7 +71,9 @@ fn perform(command: Command) -> Result<(), RunError> {
     let cannot = |error: std::io::Error| RunError::Command(error.to_string());
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
-    runtime.block_on(compose::perform(command, &mut BufWriter::new(std::io::stdout())))
+    let out = std::io::stdout();
+    let is_terminal = out.is_terminal();
+    runtime.block_on(compose::perform(command, is_terminal, &mut BufWriter::new(out)))
 }
 
 /// Logs to stderr. A level without more means Lally's own messages; the libraries below it speak

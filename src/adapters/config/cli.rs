@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
 
+use super::ask::{self, AskPlan};
 use super::bench::{self, BenchPlan};
 use super::forms::{self, SeedAddr};
 use super::keys::{KEYS, KeySpec, Kind};
@@ -23,9 +24,11 @@ Examples:
       A second node on the same host
   lally --bind 0.0.0.0 --seed-node db-1.internal:50071 --read-quorum majority --write-quorum majority
       A node of a cluster over several hosts whose reads see every acknowledged write
+  lally add greeting hello && lally get greeting && lally status
+      What a node that runs here is asked; LALLY_ADDR or --addr says where it is otherwise
 
 Exit codes: 0 stopped on request, or done; 1 runtime failure; 2 usage or configuration; 65 corrupt
-log.";
+log. Those of a command are in its --help.";
 
 /// The argument that commands work on.
 const PATH: &str = "PATH";
@@ -61,6 +64,8 @@ pub(super) enum Asked {
     },
     /// The nodes may be left open.
     Bench(Box<BenchPlan>),
+    /// The node, likewise.
+    Ask(Box<AskPlan>),
 }
 
 /// Reads the command line. The first argument is the program.
@@ -85,7 +90,8 @@ pub(super) fn read(args: Vec<OsString>) -> Result<CommandLine, clap::Error> {
             Asked::Backup { to: path(), from: innermost.get_one::<SeedAddr>(FROM).cloned() }
         }
         ["bench"] => Asked::Bench(Box::new(bench::plan(innermost))),
-        _ => Asked::Run,
+        [] => Asked::Run,
+        [name, ..] => Asked::Ask(Box::new(ask::plan(name, innermost))),
     };
     let flags = KEYS.iter().filter_map(|key| Some((key, text(innermost, key)?))).collect();
     Ok(CommandLine { flags, asked })
@@ -109,6 +115,7 @@ fn command() -> Command {
         .max_term_width(100)
         .args_conflicts_with_subcommands(true)
         .args(KEYS.iter().map(arg))
+        .subcommands(ask::commands().map(|command| command.args(http_keys())))
         .subcommand(log())
         .subcommand(backup())
         .subcommand(bench::command().args(http_keys()))
@@ -254,7 +261,9 @@ mod tests {
             assert!(help.contains(&key.variable()), "{}", key.name);
         }
         assert!(help.contains("[default: 50071]") && help.contains("Examples:"));
-        assert!(help.contains("Commands:\n  log "), "{help}");
+        for command in ["get", "add", "status", "log", "bench"] {
+            assert!(help.contains(&format!("\n  {command} ")), "{help}");
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::{BenchPlan, Config};
+use super::{AskPlan, BenchPlan, Config};
 
 /// What the process is to do.
 #[derive(Debug, Clone, PartialEq)]
@@ -27,6 +27,8 @@ pub enum Command {
     },
     /// `lally bench`.
     Bench(Box<BenchPlan>),
+    /// `lally get` and the other questions to a node.
+    Ask(Box<AskPlan>),
 }
 
 /// What is done with a log.

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
+use super::ask::{ADDR, ADDR_VARIABLE};
 use super::cli::{Asked, CommandLine};
 use super::errors::{ConfigExit, Refused};
 use super::invocation::{Command, Invocation, LogCommand};
@@ -43,11 +44,12 @@ fn parse_beside(
     env: Vec<(String, String)>,
 ) -> Result<Invocation, ConfigExit> {
     let CommandLine { flags, asked } = cli::read(args)?;
-    let config = || {
-        // Of a variable that is there twice, the later one counts, as in a shell.
-        let env = env.into_iter().filter(|(_, value)| !value.is_empty()).collect();
-        merge(default_file, flags, &env).map(Box::new)
-    };
+    // Of a variable that is there twice, the later one counts, as in a shell.
+    let env: Env = env.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+    // A flag of this command is more than a variable for all.
+    let is_flagged = flags.iter().any(|(key, _)| key.name != CONFIG);
+    let named = env.get(ADDR_VARIABLE).filter(|_| !is_flagged);
+    let config = || merge(default_file, flags, &env).map(Box::new);
     let command = match asked {
         Asked::Run => return Ok(Invocation::Run(config()?)),
         Asked::LogCheck(paths) => LogCommand::Check { paths },
@@ -57,18 +59,38 @@ fn parse_beside(
         Asked::Backup { to, from } => {
             let from = match from {
                 Some(addr) => addr.to_string(),
-                None => config()?.http_addr_here().map_err(Refused::new)?,
+                None => node_here(named, "from", config)?,
             };
             return Ok(Invocation::Do(Command::Backup { to, from }));
         }
         Asked::Bench(mut plan) => {
             if plan.addrs.is_empty() {
-                plan.addrs = vec![config()?.http_addr_here().map_err(Refused::new)?];
+                plan.addrs = vec![node_here(named, ADDR, config)?];
             }
             return Ok(Invocation::Do(Command::Bench(plan)));
         }
+        Asked::Ask(mut plan) => {
+            if plan.addr.is_empty() {
+                plan.addr = node_here(named, ADDR, config)?;
+            }
+            return Ok(Invocation::Do(Command::Ask(plan)));
+        }
     };
     Ok(Invocation::Do(Command::Log(command)))
+}
+
+/// The node that the environment names, or else the one of this machine's configuration. The option is
+/// what says it otherwise.
+fn node_here(
+    named: Option<&String>,
+    option: &str,
+    config: impl FnOnce() -> Result<Box<Config>, Refused>,
+) -> Result<String, Refused> {
+    let Some(named) = named else {
+        return config()?.http_addr_here(option).map_err(Refused::new);
+    };
+    let addr = forms::seed(named).map(|addr| addr.to_string());
+    addr.map_err(|wrong| Refused::new(format!("environment variable {ADDR_VARIABLE}: {wrong}")))
 }
 
 type Texts = Vec<(&'static KeySpec, String)>;

@@ -8,6 +8,7 @@
 //! `settings`, and what else but running a node can be asked for in `invocation`.
 //! `docs/configuration.md` is the reference for users.
 
+mod ask;
 mod bench;
 mod cli;
 mod errors;
@@ -17,6 +18,7 @@ mod keys;
 mod layers;
 mod settings;
 
+pub use ask::{AskOptions, AskPlan, Question};
 pub use bench::{BenchPlan, Distribution, Extent, Mix};
 pub use errors::{ConfigExit, Stream};
 pub use forms::{AdvertiseAddr, SeedAddr};

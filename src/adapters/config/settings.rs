@@ -111,11 +111,11 @@ impl Config {
     ///
     /// # Errors
     /// When that is not known before the node runs.
-    pub(super) fn http_addr_here(&self) -> Result<String, String> {
+    pub(super) fn http_addr_here(&self, option: &str) -> Result<String, String> {
         if self.http_port == 0 {
-            return Err(
-                "http_port is 0, any free port: say with --from HOST:PORT where the node is".into(),
-            );
+            return Err(format!(
+                "http_port is 0, any free port: say with --{option} HOST:PORT where the node is"
+            ));
         }
         let ip = match self.bind {
             IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),

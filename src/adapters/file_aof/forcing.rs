@@ -1,9 +1,9 @@
 //! `Forcing`: forces the file to the device, one at a time, and none after one that failed: the kernel
 //! tells of an error once, and whoever asks next would be told that all is well.
 //!
-//! Much that is on the device at once is let go of from the page cache: nobody reads it before the next
-//! start, and so large values are copied into pages that were used a moment ago, rather than into ever
-//! new ones.
+//! Much that is on the device at once is let go of from the page cache: nobody but a backup reads it
+//! before the next start, and so large values are copied into pages that were used a moment ago, rather
+//! than into ever new ones.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};

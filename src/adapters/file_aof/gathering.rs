@@ -84,7 +84,8 @@ impl Gathering {
         self.until.is_some() && queued < self.expected
     }
 
-    const fn end(&mut self) {
+    /// Nobody is waited for any more, until the next batch is answered.
+    pub(super) const fn end(&mut self) {
         (self.expected, self.until) = (0, None);
     }
 }

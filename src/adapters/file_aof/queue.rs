@@ -146,6 +146,8 @@ impl State {
     /// Takes the next batch to write it. Nobody else writes until it is [put
     /// back](Self::put_back).
     pub(super) fn take(&mut self) -> Writing {
+        // Also if it is taken although it waited: otherwise the next one would wait in its place.
+        self.gathering.end();
         let next = self.spare.take().unwrap_or_default();
         let mut batch = std::mem::replace(&mut self.pending, next);
         let bytes = batch.records.bytes();
@@ -446,5 +448,18 @@ mod tests {
         assert!(matches!(state.next(None), Next::Wait(Some(_))));
         state.room_is_wanted = true;
         assert!(is_written_now(&mut state));
+    }
+
+    #[test]
+    fn a_batch_that_is_written_before_all_have_come_leaves_nobody_waiting_in_its_place() {
+        let mut state = after_two_were_answered();
+        assert!(matches!(state.next(None), Next::Wait(Some(_))));
+        state.room_is_wanted = true;
+        let Next::Do(Task::Write(writing)) = state.next(None) else { panic!("it waits") };
+        // The disk is full, say: it is not forced.
+        state.put_back(writing.batch);
+        state.room_is_wanted = false;
+        state.queue(&[LogRecord::ClockBound(Timestamp::from_nanos(2))], None);
+        assert!(state.has_work_for_thread());
     }
 }

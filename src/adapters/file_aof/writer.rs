@@ -33,7 +33,7 @@ use super::batch::Pending;
 use super::disk::{FsyncPolicy, SyncSchedule};
 use super::format::max_encoded_bytes;
 use super::marks::Marks;
-use super::queue::QueueLimits;
+use super::queue::{QueueLimits, Thread};
 use super::rotation::{Begun, Older, Segments, Switched};
 use super::shared::{Shared, WRITTEN_HERE_BYTES};
 
@@ -214,7 +214,18 @@ impl Writer {
         }
         let (done, waiting) = oneshot::channel();
         state.queue(records, Some(done));
-        self.shared.wake_thread(state);
+        let is_small = state.pending_bytes() <= WRITTEN_HERE_BYTES;
+        if state.thread == Thread::IsAway && is_small && self.shared.may_write_here(&state) {
+            // What the thread was to write does not wait for the device, either.
+            let batch = state.has_work().then(|| state.take());
+            drop(state);
+            if let Some(batch) = batch {
+                // All in it are told, and so this one.
+                drop(self.shared.write_here(batch, now));
+            }
+        } else {
+            self.shared.wake_thread(state);
+        }
         Ok(Some(Taken::Queued(waiting)))
     }
 }
@@ -457,6 +468,34 @@ mod tests {
         for _ in 0..2 {
             open.send(()).unwrap();
         }
+    }
+
+    #[tokio::test]
+    async fn what_the_thread_was_to_write_does_not_wait_for_its_sync_either() {
+        let (open, gate) = std::sync::mpsc::sync_channel(64);
+        let schedule =
+            SyncSchedule { every: Duration::ZERO, ..SyncSchedule::of(FsyncPolicy::EverySec) };
+        let (append_takes, sync_gate) = (40 * SLOW_WRITE, Some(gate));
+        let disk = Arc::new(Mutex::new(Faulty { append_takes, sync_gate, ..Faulty::default() }));
+        let limits = QueueLimits { bytes: 1 << 20, wait: Duration::from_millis(20) };
+        let (begun, next) = (begun_as(1, Box::new(Arc::clone(&disk))), Box::new(Next::default()));
+        let (writer, work) = Writer::new(begun, Older::default(), next, schedule, limits);
+        writer.append(&[record(1)]).await.unwrap();
+        let Some(Taken::Queued(second)) = writer.try_append(&[record(2)]).unwrap() else {
+            panic!("written by the one who appends")
+        };
+        disk.lock().unwrap().append_takes = Duration::ZERO;
+        let thread = std::thread::spawn(work);
+        while disk.lock().unwrap().syncs_begun == 0 {
+            tokio::task::yield_now().await;
+        }
+        writer.append(&[record(3)]).await.unwrap();
+        assert_eq!(second.now_or_never(), Some(Ok(Ok(()))));
+        assert_eq!(disk.lock().unwrap().bytes, encoded(&[record(1), record(2), record(3)]));
+        open.send(()).unwrap();
+        open.send(()).unwrap();
+        writer.close();
+        thread.join().unwrap();
     }
 
     #[tokio::test]

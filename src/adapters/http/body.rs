@@ -31,6 +31,9 @@ const MAX_TIMEOUT_MS: u64 = 10_000;
 /// is still sending when its connection is closed loses the answer, and so never learns why.
 const LINGER_BYTES: usize = 16 * 1_024 * 1_024;
 
+/// How much memory a body is given because its head says that it is as long.
+const MAX_EXPECTED_BYTES: usize = 4 * 1_024 * 1_024;
+
 const MAX_QUOTED_BYTES: usize = 200;
 
 const KEY_FORM: &str = r#"{"key": string}"#;
@@ -298,7 +301,8 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(
         return Ok(first);
     };
     // As long as the head says, which is not more than is allowed: so nothing is moved while it fills.
-    let mut whole = BytesMut::with_capacity(declared.max(2 * (first.len() + second.len())));
+    let expected = declared.min(MAX_EXPECTED_BYTES).max(2 * (first.len() + second.len()));
+    let mut whole = BytesMut::with_capacity(expected);
     whole.extend_from_slice(&first);
     let mut more = Some(second);
     while let Some(chunk) = more {

@@ -13,6 +13,7 @@
 //! that is the port's business.
 
 mod admission;
+mod ask;
 mod body;
 mod client;
 mod connections;
@@ -26,6 +27,7 @@ mod routes;
 mod server;
 mod timer;
 
+pub use ask::{Answered, AskError, ask};
 pub use client::HttpClient;
 pub use download::{Download, DownloadError};
 pub use options::HttpOptions;

@@ -7,14 +7,18 @@ use crate::adapters::data_dir::DataDirError;
 use crate::ports::{BookError, LogError};
 
 use super::errors::RunError;
-use super::{backup, bench, log_check, log_dump, log_import, log_repair};
+use super::{ask, backup, bench, log_check, log_dump, log_import, log_repair};
 
-/// Carries out a command, and writes what it has to say to `out`. A reader who has seen enough and
-/// closes it ends the command quietly.
+/// Carries out a command, and writes what it has to say to `out`, which may be a terminal. A reader who
+/// has seen enough and closes it ends the command quietly.
 ///
 /// # Errors
 /// [`RunError`] says what is wrong, with the exit code.
-pub async fn perform(command: Command, out: &mut (dyn Write + Send)) -> Result<(), RunError> {
+pub async fn perform(
+    command: Command,
+    is_terminal: bool,
+    out: &mut (dyn Write + Send),
+) -> Result<(), RunError> {
     let done = match command {
         Command::Log(LogCommand::Check { paths }) => log_check::check(&paths, out).await,
         Command::Log(LogCommand::Dump { paths }) => log_dump::dump(&paths, out),
@@ -24,6 +28,7 @@ pub async fn perform(command: Command, out: &mut (dyn Write + Send)) -> Result<(
         }
         Command::Backup { to, from } => backup::backup(&to, &from, out).await,
         Command::Bench(plan) => bench::bench(*plan, out).await,
+        Command::Ask(plan) => ask::ask(*plan, is_terminal, out).await,
     };
     let flushed = out.flush().map_err(Stopped::from);
     match done.and(flushed) {

@@ -39,6 +39,15 @@ pub enum RunError {
     /// A command could not do what it was asked. What it has done, it has said.
     #[error("{0}")]
     Command(String),
+    /// There is no such key.
+    #[error("{0}")]
+    NoSuchKey(String),
+    /// Fewer nodes than required took part in what a command asked for.
+    #[error("{0}")]
+    QuorumMissed(String),
+    /// There is no node where a command looks for one.
+    #[error("{0}")]
+    Unreachable(String),
     /// A server ended that should not have.
     #[error("the {server} server failed: {error}")]
     Server {
@@ -53,11 +62,14 @@ pub enum RunError {
 }
 
 impl RunError {
-    /// The exit code of the process: 2 for what the user configured, 65 (`EX_DATAERR`) for a
-    /// corrupt log, 1 for the rest.
+    /// The exit code of the process: 2 for what the user configured, 3 to 5 for what a node says or
+    /// why it says nothing, 65 (`EX_DATAERR`) for a corrupt log, 1 for the rest.
     pub const fn exit_code(&self) -> u8 {
         match self {
             Self::Usage(_) => 2,
+            Self::NoSuchKey(_) => 3,
+            Self::QuorumMissed(_) => 4,
+            Self::Unreachable(_) => 5,
             Self::Log(LogError::Corrupt { .. }) | Self::Damaged(_) => 65,
             _ => 1,
         }

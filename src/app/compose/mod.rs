@@ -5,6 +5,7 @@
 //! command instead, in a module for each.
 
 mod addresses;
+mod ask;
 mod backup;
 mod bench;
 mod command;

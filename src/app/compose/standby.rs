@@ -5,7 +5,12 @@
 //! that is a sixth. So no more threads serve than are worth it. But each of them may be held up by a
 //! system call: a write into the log of a disk that hangs takes seconds, and a thread in it polls neither
 //! its tasks nor the sockets. So there is one thread more, which waits on a condition variable, in a task
-//! of its own, as long as nobody is held up. It costs nothing meanwhile: for the runtime it is at work.
+//! of its own, as long as nobody is held up. For the runtime it is at work meanwhile.
+//!
+//! What is queued with a thread, others take when they have nothing else to do; what has yielded there,
+//! they cannot (tokio keeps it in a list of the thread's own until the thread looks for events). So before
+//! the thread stands, it finishes what it has, and it never stands for long: what it has overlooked waits
+//! for a round at most.
 //!
 //! A watch asks the runtime at intervals for the least that it can do, to run an empty task. If that
 //! takes long, the thread that stands by is let go, and serves, for a while. The question is of use also
@@ -17,6 +22,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::sync::mpsc::{RecvTimeoutError, sync_channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::runtime::{Builder, Handle, Runtime};
@@ -24,21 +30,24 @@ use tokio::runtime::{Builder, Handle, Runtime};
 /// When the thread that stands by is let go, and for how long.
 #[derive(Debug, Clone, Copy)]
 struct Timing {
-    /// How often the watch asks.
+    /// How often the watch asks, and how long an answer may take.
     every: Duration,
-    /// How long an answer may take, and likewise until others have what this thread leaves undone.
     patience: Duration,
-    /// How long it serves the first time, and at most: twice as long each time that it stands for no
-    /// longer than it has served before.
+    /// How long the thread stands at a time.
+    round: Duration,
+    /// How long it serves the first time that it is let go, and at most: twice as long each time that it
+    /// has stood for no longer than it served before.
     relief: Duration,
     relief_max: Duration,
 }
 
 impl Timing {
-    /// So a disk that hangs holds up others for less than a tenth of a second, and a node that has
-    /// nothing to do is woken twenty times a second.
+    /// So a disk that hangs holds up others for about a tenth of a second (but for the task that was to
+    /// run next on the thread that it holds up), and a node that has nothing to do is woken thirty times a
+    /// second.
     const DEFAULT: Self = Self {
         every: Duration::from_millis(50),
+        round: Duration::from_millis(100),
         patience: Duration::from_millis(25),
         relief: Duration::from_secs(1),
         relief_max: Duration::from_secs(60),
@@ -49,6 +58,13 @@ impl Timing {
         if stood > before { self.relief } else { (2 * before).min(self.relief_max) }
     }
 }
+
+/// A queue that is through in this time was empty: a task that serves a request takes as long.
+const NOTHING: Duration = Duration::from_micros(10);
+
+/// So often the thread goes through its queue to find it empty, and after so long it tries again.
+const TURNS: usize = 8;
+const TRY_AGAIN: Duration = Duration::from_millis(1);
 
 /// A runtime with a thread that stands by.
 pub struct ServingRuntime {
@@ -113,9 +129,16 @@ struct Post {
 #[derive(Default)]
 struct Standing {
     stands: bool,
-    /// Whether the others have all that was queued with the thread that stands.
-    is_relieved: bool,
     ended: bool,
+}
+
+/// Why a thread stands no longer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Why {
+    RoundIsOver,
+    /// Somebody is held up.
+    IsNeeded,
+    Ended,
 }
 
 impl Post {
@@ -137,40 +160,71 @@ impl Post {
         self.state().ended
     }
 
-    /// Holds this thread until it is [let go](Self::let_go), or the others do not do in time what it
-    /// leaves undone.
-    fn stand(&self, patience: Duration) {
-        let state = self.state();
-        let has_to_wait = |state: &mut Standing| !state.is_relieved && !state.ended;
-        let waited = self.changed.wait_timeout_while(state, patience, has_to_wait);
+    /// Holds this thread until the round is over, or it is [let go](Self::let_go).
+    fn stand(&self, round: Duration) -> Why {
+        let has_to_stand = |state: &mut Standing| state.stands && !state.ended;
+        let waited = self.changed.wait_timeout_while(self.state(), round, has_to_stand);
         let (mut state, _) = waited.unwrap_or_else(PoisonError::into_inner);
-        if state.is_relieved {
-            let has_to_stand = |state: &mut Standing| state.stands && !state.ended;
-            let waited = self.changed.wait_while(state, has_to_stand);
-            state = waited.unwrap_or_else(PoisonError::into_inner);
+        match (state.ended, std::mem::take(&mut state.stands)) {
+            (true, _) => Why::Ended,
+            (false, true) => Why::RoundIsOver,
+            (false, false) => Why::IsNeeded,
         }
-        state.stands = false;
     }
 }
 
 /// Has the thread that runs this stand by, with pauses in which it serves, until the end.
 async fn stand_by(post: Arc<Post>, timing: Timing) {
     let (runtime, mut relief) = (Handle::current(), timing.relief);
-    while !post.has_ended() {
-        post.set(|state| (state.stands, state.is_relieved) = (true, false));
-        // Behind everything that is queued with this thread; so once it has run, others have all that.
-        // The second task takes the place of the one to run next, which nobody else can take.
-        let for_last = Arc::clone(&post);
-        runtime.spawn(async move { for_last.set(|state| state.is_relieved = true) });
+    let mut began = Instant::now();
+    loop {
+        while !finish_what_is_queued().await {
+            // Whoever has so much to do serves for now.
+            tokio::time::sleep(TRY_AGAIN).await;
+        }
+        post.set(|state| state.stands = true);
+        // The second takes the place of the task to run next, which nobody else can take, and wakes another
+        // thread, which finds that nobody waits for events.
         runtime.spawn(std::future::ready(()));
-        let began = Instant::now();
-        post.stand(timing.patience);
-        relief = timing.next_relief(began.elapsed(), relief);
-        if !post.has_ended() {
-            tracing::debug!(?relief, "a thread was held up, the one that stands by serves");
-            tokio::time::sleep(relief).await;
+        runtime.spawn(std::future::ready(()));
+        match post.stand(timing.round) {
+            Why::Ended => return,
+            Why::RoundIsOver => {}
+            Why::IsNeeded => {
+                relief = timing.next_relief(began.elapsed(), relief);
+                tracing::debug!(?relief, "the thread that stands by serves");
+                tokio::time::sleep(relief).await;
+                began = Instant::now();
+            }
         }
     }
+}
+
+/// Lets the thread look for events, which has those run that have yielded there, and then run what is
+/// queued with it. Whether nothing is left.
+async fn finish_what_is_queued() -> bool {
+    tokio::task::yield_now().await;
+    for _ in 0..TURNS {
+        let began = Instant::now();
+        behind_what_is_queued().await;
+        if began.elapsed() < NOTHING {
+            return true;
+        }
+    }
+    false
+}
+
+/// Goes to the end of the thread's queue, which yielding does not.
+async fn behind_what_is_queued() {
+    let mut is_behind = false;
+    std::future::poll_fn(|context| {
+        if std::mem::replace(&mut is_behind, true) {
+            return Poll::Ready(());
+        }
+        context.waker().wake_by_ref();
+        Poll::Pending
+    })
+    .await;
 }
 
 /// Asks the runtime at intervals whether it runs tasks, until the end.
@@ -227,7 +281,7 @@ mod tests {
     }
 
     fn until_one_stands(runtime: &ServingRuntime) {
-        let has_to_wait = |state: &mut Standing| !(state.stands && state.is_relieved);
+        let has_to_wait = |state: &mut Standing| !state.stands;
         let post = &runtime.watch.0;
         let waited = post.changed.wait_timeout_while(post.state(), LONG, has_to_wait);
         assert!(!waited.unwrap().1.timed_out());
@@ -288,7 +342,7 @@ mod tests {
 
     #[test]
     fn while_nobody_is_held_up_only_so_many_threads_serve() {
-        let patient = Timing { patience: HOUR, ..Timing::DEFAULT };
+        let patient = Timing { patience: HOUR, round: HOUR, ..Timing::DEFAULT };
         let runtime = ServingRuntime::with_timing(ONE, patient).unwrap();
         until_one_stands(&runtime);
         let thread = async || -> ThreadId {
@@ -307,11 +361,39 @@ mod tests {
     }
 
     #[test]
-    fn who_has_nobody_to_leave_its_tasks_to_does_not_stand() {
+    fn a_round_ends_by_itself_and_by_whoever_needs_the_thread() {
         let post = Post::default();
-        post.set(|state| state.stands = true);
-        post.stand(Duration::ZERO);
+        let stand = |round| {
+            post.set(|state| state.stands = true);
+            post.stand(round)
+        };
+        assert_eq!(stand(Duration::ZERO), Why::RoundIsOver);
         assert!(!post.state().stands);
+        post.set(|state| state.stands = true);
+        post.let_go();
+        assert_eq!(post.stand(HOUR), Why::IsNeeded);
+        post.set(|state| state.ended = true);
+        assert_eq!(stand(HOUR), Why::Ended);
+    }
+
+    /// Nobody else can take it: it is in a list of the thread's own.
+    #[test]
+    fn what_has_yielded_on_the_thread_that_stands_goes_on() {
+        let timing = Timing { patience: HOUR, ..Timing::DEFAULT };
+        let two = NonZeroUsize::new(2).unwrap();
+        let runtime = ServingRuntime::with_timing(two, timing).unwrap();
+        let second = Watch(Arc::default());
+        let post = Arc::clone(&second.0);
+        let (answer, is_answered) = sync_channel(1);
+        runtime.runtime.spawn(async move {
+            // Next on this thread.
+            Handle::current().spawn(stand_by(post, timing));
+            tokio::task::yield_now().await;
+            answer.send(()).unwrap();
+        });
+        assert!(answered(&is_answered));
+        drop(second);
+        runtime.shutdown(LONG);
     }
 
     #[test]

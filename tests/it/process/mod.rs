@@ -10,7 +10,7 @@
 //! [`faults`] (members that die, hang, or lose their disk), [`large_join`], [`large_log`],
 //! [`forgetting`], [`compaction`], [`backup`], [`bench`], [`full_disk`], [`slow_disk`], [`full_memory`], [`overload`], [`content`] (bytes come
 //! back as they were), [`durable_names`] (what a power cut must not take), [`dataset`],
-//! [`log_commands`], [`log_import`] and [`log_repair`] (`lally log ...`, recovering from peers),
+//! [`ask`] (`lally get` and the like), [`log_commands`], [`log_import`] and [`log_repair`] (`lally log ...`, recovering from peers),
 //! [`log_refusals`] (logs that no node starts on), and [`readme`] (what it tells people to type).
 //!
 //! The harness: [`node`] runs a process, [`client`] speaks HTTP so plainly that the raw text of an
@@ -18,6 +18,7 @@
 //! facts, [`turn`] keeps a small machine from running everything at once.
 
 mod abuse;
+mod ask;
 mod backup;
 mod bench;
 pub(super) mod client;

@@ -1,0 +1,82 @@
+//! `ask`: one question to a node, and its answer as a whole.
+
+use std::io;
+use std::time::Duration;
+
+use axum::http::{Method, Request, StatusCode, header};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use tokio::time::timeout;
+
+use super::client::HttpClient;
+
+const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+
+/// Longer than a node takes for any request.
+const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+
+/// The longest value, were every character of it escaped, and what stands around it.
+const MAX_ANSWER_BYTES: usize = 128 * 1_024 * 1_024;
+
+/// What a node answered.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answered {
+    /// The status.
+    pub status: StatusCode,
+    /// The body.
+    pub body: Bytes,
+}
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum AskError {
+    /// Nobody listens there. Nothing was asked.
+    #[error(
+        "no node can be reached at {addr}: {error}; is it running? --addr or LALLY_ADDR says where"
+    )]
+    Unreachable {
+        /// Where.
+        addr: String,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// The question was sent, perhaps, and no answer came: it may have been carried out.
+    #[error("{addr} was asked and did not answer ({error}); a change may have been made, or not")]
+    BrokenOff {
+        /// Who.
+        addr: String,
+        /// What is known of it.
+        error: io::Error,
+    },
+}
+
+/// Asks the node at `addr` (`HOST:PORT`) on a connection of its own. Takes 20 s at most.
+///
+/// # Errors
+/// [`AskError`]. That a node refuses is an answer.
+pub async fn ask(
+    addr: &str,
+    method: Method,
+    path: &str,
+    body: Bytes,
+) -> Result<Answered, AskError> {
+    let unreachable = |error| AskError::Unreachable { addr: addr.to_owned(), error };
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
+    let connecting = timeout(CONNECT_WITHIN, HttpClient::connect(addr)).await;
+    let mut client = connecting.unwrap_or_else(|_| Err(late())).map_err(unreachable)?;
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, addr)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(Full::new(body));
+    let request = request.map_err(io::Error::other).map_err(unreachable)?;
+    let answering = timeout(ANSWER_WITHIN, async {
+        let response = client.send(request).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
+        Ok(Answered { status, body: body.map_err(io::Error::other)?.to_bytes() })
+    });
+    let answered = answering.await.unwrap_or_else(|_| Err(late()));
+    answered.map_err(|error| AskError::BrokenOff { addr: addr.to_owned(), error })
+}

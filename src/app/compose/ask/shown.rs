@@ -1,0 +1,147 @@
+//! How people read what a node says.
+
+use std::borrow::Cow;
+use std::fmt::Write;
+
+use super::answers::{ClusterAnswer, Member, OtherMember, StopAnswer};
+
+/// A text for a terminal: what could steer it is escaped, line breaks and tabs are not.
+pub(super) fn harmless(text: &str) -> Cow<'_, str> {
+    let steers = |c: char| c.is_control() && c != '\n' && c != '\t';
+    if !text.contains(steers) {
+        return Cow::Borrowed(text);
+    }
+    let mut shown = String::with_capacity(text.len() + 16);
+    for c in text.chars() {
+        if steers(c) {
+            shown.extend(c.escape_default());
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
+}
+
+/// The members, a line each, the one that was asked first.
+pub(super) fn cluster(answer: &ClusterAnswer) -> String {
+    let ClusterAnswer { cluster, keys, tombstones, digest, .. } = answer;
+    let mut rows =
+        vec![["ID", "STATE", "GRPC", "HTTP", "HINTS", "IN SYNC", "CLOCK"].map(str::to_owned)];
+    rows.push(row(&answer.node, ["-", "-", "-"].map(str::to_owned)));
+    for other in &answer.members {
+        let OtherMember { member, hints, in_sync, clock_offset_ms } = other;
+        let clock = clock_offset_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:+} ms"));
+        rows.push(row(member, [hints.to_string(), yes(*in_sync).to_owned(), clock]));
+    }
+    let mut out =
+        format!("cluster {cluster}: {keys} keys, {tombstones} tombstones, digest {digest}\n");
+    out.push_str(&table(&rows));
+    out
+}
+
+fn row(member: &Member, rest: [String; 3]) -> [String; 7] {
+    let [hints, in_sync, clock] = rest;
+    let Member { id, state, grpc_addr, http_addr } = member;
+    let [id, state, grpc_addr, http_addr] =
+        [id, state, grpc_addr, http_addr].map(|text| harmless(text).into_owned());
+    [id, state, grpc_addr, http_addr, hints, in_sync, clock]
+}
+
+/// Columns as wide as what is in them.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let mut widths = [0; N];
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = cell.chars().count().max(*width);
+        }
+    }
+    let mut out = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (width, cell) in widths.iter().zip(row) {
+            // Writing to a String does not fail.
+            write!(line, "{cell:<width$}  ").unwrap_or_default();
+        }
+        out.push_str(line.trim_end());
+        out.push('\n');
+    }
+    out
+}
+
+/// How a node is, in three lines.
+pub(super) fn status(
+    addr: &str,
+    not_ready: Option<&str>,
+    cluster: &ClusterAnswer,
+    stop: &StopAnswer,
+) -> String {
+    let others = &cluster.members;
+    let count = |state: &str| others.iter().filter(|other| other.member.state == state).count();
+    let behind = others.iter().filter(|other| !other.in_sync).count();
+    let ready = not_ready.map_or("ready".to_owned(), |why| format!("not ready: {}", harmless(why)));
+    let stopping = if stop.safe {
+        "safe to stop".to_owned()
+    } else {
+        format!("not safe to stop: {}", harmless(&stop.reasons.join("; ")))
+    };
+    format!(
+        "node {} of cluster {} at {addr}: {ready}\n{} keys, {} tombstones; {} other members, {} alive, {behind} \
+         not in sync\n{stopping}\n",
+        harmless(&cluster.node.id),
+        harmless(&cluster.cluster),
+        cluster.keys,
+        cluster.tombstones,
+        others.len(),
+        count("alive"),
+    )
+}
+
+const fn yes(is_so: bool) -> &'static str {
+    if is_so { "yes" } else { "no" }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn asked() -> ClusterAnswer {
+        serde_json::from_str(
+            r#"{"cluster":"lally","node":{"id":"1","grpc_addr":"a:1","http_addr":"a:2","state":"alive"},
+                "members":[{"id":"22","grpc_addr":"bb:1","http_addr":"b:2","state":"down","hints":7,
+                "in_sync":false,"clock_offset_ms":-3}],"keys":5,"tombstones":1,"digest":"00ff"}"#,
+        )
+        .unwrap()
+    }
+
+    #[test]
+    fn the_members_stand_in_columns() {
+        let expected = "\
+cluster lally: 5 keys, 1 tombstones, digest 00ff
+ID  STATE  GRPC  HTTP  HINTS  IN SYNC  CLOCK
+1   alive  a:1   a:2   -      -        -
+22  down   bb:1  b:2   7      no       -3 ms
+";
+        assert_eq!(cluster(&asked()), expected);
+    }
+
+    #[test]
+    fn a_status_says_whether_and_why_not() {
+        let safe = StopAnswer { safe: true, reasons: Vec::new() };
+        let expected = "node 1 of cluster lally at a:2: ready\n5 keys, 1 tombstones; 1 other members, 0 \
+                        alive, 1 not in sync\nsafe to stop\n";
+        assert_eq!(status("a:2", None, &asked(), &safe), expected);
+        let reasons = vec!["it is the last one".to_owned(), "b needs it".to_owned()];
+        let shown = status("a:2", Some("joining"), &asked(), &StopAnswer { safe: false, reasons });
+        assert!(shown.contains("not ready: joining\n"), "{shown}");
+        assert!(shown.ends_with("not safe to stop: it is the last one; b needs it\n"), "{shown}");
+    }
+
+    #[test]
+    fn what_steers_a_terminal_is_escaped_and_nothing_else() {
+        assert_eq!(harmless("\u{1b}[2Jx\r"), "\\u{1b}[2Jx\\r");
+        for text in ["", "a b", "a\n\tb", "é🦀", "\\u{1b}"] {
+            assert!(matches!(harmless(text), Cow::Borrowed(_)), "{text:?}");
+        }
+        assert_eq!(harmless("\u{9b}31m"), "\\u{9b}31m");
+    }
+}
