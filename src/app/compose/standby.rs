@@ -42,12 +42,12 @@ struct Timing {
 }
 
 impl Timing {
-    /// So a disk that hangs holds up others for about a tenth of a second (but for the task that was to
-    /// run next on the thread that it holds up), and a node that has nothing to do is woken thirty times a
+    /// So a disk that hangs holds up others for about an eighth of a second (but for the task that was to
+    /// run next on the thread that it holds up), and a node that has nothing to do is woken fifteen times a
     /// second.
     const DEFAULT: Self = Self {
-        every: Duration::from_millis(50),
-        round: Duration::from_millis(100),
+        every: Duration::from_millis(100),
+        round: Duration::from_millis(200),
         patience: Duration::from_millis(25),
         relief: Duration::from_secs(1),
         relief_max: Duration::from_secs(60),
