@@ -14,7 +14,8 @@ use tracing_subscriber::EnvFilter;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// How long threads that do not end by themselves (a hook that hangs) are waited for.
+/// How long threads that do not end by themselves (a hook that hangs, a resolver that is not answered)
+/// are waited for.
 const LAST_THREADS: Duration = Duration::from_millis(200);
 
 fn main() -> ExitCode {
@@ -73,7 +74,9 @@ fn perform(command: Command) -> Result<(), RunError> {
         tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(cannot)?;
     let out = std::io::stdout();
     let is_terminal = out.is_terminal();
-    runtime.block_on(compose::perform(command, is_terminal, &mut BufWriter::new(out)))
+    let done = runtime.block_on(compose::perform(command, is_terminal, &mut BufWriter::new(out)));
+    runtime.shutdown_timeout(LAST_THREADS);
+    done
 }
 
 /// Logs to stderr. A level without more means Lally's own messages; the libraries below it speak

@@ -150,7 +150,7 @@ pub(super) fn command() -> Command {
         .about("Puts nodes under load and says how they answer")
         .after_help(EXAMPLES)
         .args([
-            option("addr", "HOST:PORT", "HTTP address of a node, several times for several [default: the http_port of this machine's configuration]")
+            option("addr", "HOST:PORT", "HTTP address of a node, several times for several [env: LALLY_ADDR] [default: the http_port of this machine's configuration]")
                 .action(ArgAction::Append)
                 .value_parser(forms::seed),
             option("connections", "N", "Connections, each with one request at a time")

@@ -176,10 +176,10 @@ fn log() -> Command {
 }
 
 fn backup() -> Command {
-    let from =
-        Arg::new(FROM).long(FROM).value_name("HOST:PORT").value_parser(forms::seed).help(
-            "HTTP address of the node [default: the http_port of this machine's configuration]",
-        );
+    let from = Arg::new(FROM).long(FROM).value_name("HOST:PORT").value_parser(forms::seed).help(
+        "HTTP address of the node [env: LALLY_ADDR] [default: the http_port of this machine's \
+             configuration]",
+    );
     Command::new("backup")
         .about("Makes a backup of a node that runs, without a pause")
         .after_help(

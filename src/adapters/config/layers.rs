@@ -47,8 +47,7 @@ fn parse_beside(
     // Of a variable that is there twice, the later one counts, as in a shell.
     let env: Env = env.into_iter().filter(|(_, value)| !value.is_empty()).collect();
     // A flag of this command is more than a variable for all.
-    let is_flagged = flags.iter().any(|(key, _)| key.name != CONFIG);
-    let named = env.get(ADDR_VARIABLE).filter(|_| !is_flagged);
+    let named = env.get(ADDR_VARIABLE).filter(|_| flags.is_empty());
     let config = || merge(default_file, flags, &env).map(Box::new);
     let command = match asked {
         Asked::Run => return Ok(Invocation::Run(config()?)),

@@ -4,7 +4,7 @@ use std::io;
 use std::time::Duration;
 
 use axum::http::{Method, Request, StatusCode, header};
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
 use tokio::time::timeout;
 
@@ -12,8 +12,12 @@ use super::client::HttpClient;
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// Longer than a node takes for any request.
-const ANSWER_WITHIN: Duration = Duration::from_secs(15);
+/// How long the answer may take to begin: the node waits ten seconds for the body at most, and works on
+/// it for ten more.
+const ANSWER_WITHIN: Duration = Duration::from_secs(25);
+
+/// How long the next piece of it may take.
+const PIECE_WITHIN: Duration = Duration::from_secs(10);
 
 /// The longest value, were every character of it escaped, and what stands around it.
 const MAX_ANSWER_BYTES: usize = 128 * 1_024 * 1_024;
@@ -41,7 +45,9 @@ pub enum AskError {
         error: io::Error,
     },
     /// The question was sent, perhaps, and no answer came: it may have been carried out.
-    #[error("{addr} was asked and did not answer ({error}); a change may have been made, or not")]
+    #[error(
+        "{addr} did not answer ({error}); a change that it was asked for may have been made, or not"
+    )]
     BrokenOff {
         /// Who.
         addr: String,
@@ -50,7 +56,8 @@ pub enum AskError {
     },
 }
 
-/// Asks the node at `addr` (`HOST:PORT`) on a connection of its own. Takes 20 s at most.
+/// Asks the node at `addr` (`HOST:PORT`) on a connection of its own. Waits half a minute at most for the
+/// answer to begin, and then as long as it goes on.
 ///
 /// # Errors
 /// [`AskError`]. That a node refuses is an answer.
@@ -71,12 +78,17 @@ pub async fn ask(
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(body));
     let request = request.map_err(io::Error::other).map_err(unreachable)?;
-    let answering = timeout(ANSWER_WITHIN, async {
-        let response = client.send(request).await?;
-        let status = response.status();
-        let body = Limited::new(response.into_body(), MAX_ANSWER_BYTES).collect().await;
-        Ok(Answered { status, body: body.map_err(io::Error::other)?.to_bytes() })
-    });
-    let answered = answering.await.unwrap_or_else(|_| Err(late()));
-    answered.map_err(|error| AskError::BrokenOff { addr: addr.to_owned(), error })
+    let broken = |error| AskError::BrokenOff { addr: addr.to_owned(), error };
+    let answering = timeout(ANSWER_WITHIN, client.send(request)).await;
+    let response = answering.unwrap_or_else(|_| Err(late())).map_err(broken)?;
+    let status = response.status();
+    let mut pieces = Limited::new(response.into_body(), MAX_ANSWER_BYTES);
+    let mut body = BytesMut::new();
+    loop {
+        let piece = timeout(PIECE_WITHIN, pieces.frame()).await.map_err(|_| broken(late()))?;
+        let Some(piece) = piece else { break };
+        let piece = piece.map_err(io::Error::other).map_err(broken)?;
+        body.extend_from_slice(&piece.into_data().unwrap_or_default());
+    }
+    Ok(Answered { status, body: body.freeze() })
 }

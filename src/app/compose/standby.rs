@@ -42,9 +42,9 @@ struct Timing {
 }
 
 impl Timing {
-    /// So a disk that hangs holds up others for about an eighth of a second (but for the task that was to
-    /// run next on the thread that it holds up), and a node that has nothing to do is woken fifteen times a
-    /// second.
+    /// So a disk that hangs holds up others for an eighth of a second, or a quarter at worst (but for the
+    /// task that was to run next on the thread that it holds up), and a node that has nothing to do is
+    /// woken fifteen times a second.
     const DEFAULT: Self = Self {
         every: Duration::from_millis(100),
         round: Duration::from_millis(200),
@@ -62,7 +62,8 @@ impl Timing {
 /// A queue that is through in this time was empty: a task that serves a request takes as long.
 const NOTHING: Duration = Duration::from_micros(10);
 
-/// So often the thread goes through its queue to find it empty, and after so long it tries again.
+/// So often the thread goes through its queue to find it empty, and after so long it tries again, then
+/// after twice as long, and so on.
 const TURNS: usize = 8;
 const TRY_AGAIN: Duration = Duration::from_millis(1);
 
@@ -178,9 +179,11 @@ async fn stand_by(post: Arc<Post>, timing: Timing) {
     let (runtime, mut relief) = (Handle::current(), timing.relief);
     let mut began = Instant::now();
     loop {
+        let mut pause = TRY_AGAIN;
         while !finish_what_is_queued().await {
             // Whoever has so much to do serves for now.
-            tokio::time::sleep(TRY_AGAIN).await;
+            tokio::time::sleep(pause).await;
+            pause = (2 * pause).min(timing.round);
         }
         post.set(|state| state.stands = true);
         // The second takes the place of the task to run next, which nobody else can take, and wakes another

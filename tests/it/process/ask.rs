@@ -130,6 +130,10 @@ fn the_option_names_the_node_before_the_environment_does_and_that_before_the_con
     let (at, port) = (node.http().to_string(), node.http().port().to_string());
     said(nobody, &["add", "k", "v", "--addr", &at]);
     assert_eq!(said(nobody, &["get", "k", "--http-port", &port]), "v");
+    let file = node.setup().dir().join("other.yml");
+    std::fs::write(&file, format!("http_port: {port}\n")).unwrap();
+    let file = file.display().to_string();
+    assert_eq!(said(nobody, &["get", "k", "--config", &file]), "v");
     let setup = Setup::new().env("LALLY_ADDR", "here").http_port(None).grpc_port(None);
     for command in [&["get", "k"][..], &["bench"], &["backup", "there"]] {
         let finished = setup.clone().args(command.iter().copied()).run();

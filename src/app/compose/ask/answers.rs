@@ -7,6 +7,7 @@ use serde::de::DeserializeOwned;
 use crate::adapters::http::Answered;
 
 use super::super::errors::RunError;
+use super::shown::harmless;
 
 /// The answer to `/get`, `/add` or `/remove`.
 #[derive(Debug, Deserialize)]
@@ -89,7 +90,8 @@ pub(super) fn taken<T: DeserializeOwned>(answered: &Answered) -> Result<T, RunEr
         return Err(foreign(answered));
     };
     let code = refusal.code.map(|code| format!("{code}: ")).unwrap_or_default();
-    Err(RunError::Command(format!("{code}{}", refusal.message)))
+    let said = format!("{code}{}", refusal.message);
+    Err(RunError::Command(harmless(&said).into_owned()))
 }
 
 fn foreign(answered: &Answered) -> RunError {

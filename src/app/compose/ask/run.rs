@@ -78,13 +78,20 @@ impl Asking<'_> {
         let path = format!("/{}", call.as_str());
         let answered = self.ask(method, &path, body(key, value, options)).await?;
         let answer: DataAnswer = taken(&answered)?;
-        if self.json {
-            self.out.write_all(&answered.body)?;
-            writeln!(self.out)?;
-        } else {
-            self.show(call, &answer)?;
+        let ended = verdict(call, key, &answer);
+        let shown = if self.json { self.show_json(&answered) } else { self.show(call, &answer) };
+        match shown {
+            // Who has seen enough is told how it ended all the same.
+            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
+            _ => ended,
         }
-        verdict(call, key, &answer)
+    }
+
+    fn show_json(self, answered: &Answered) -> io::Result<()> {
+        let json = String::from_utf8_lossy(&answered.body);
+        let shown =
+            if self.is_terminal { shown::harmless_json(&json) } else { json.as_ref().into() };
+        writeln!(self.out, "{shown}")
     }
 
     /// What people want of it; nothing, if there is nothing.
@@ -96,6 +103,7 @@ impl Asking<'_> {
             (OpKind::Get, Some(value), _) => self.out.write_all(value.as_bytes()),
             (OpKind::Add, _, Some(timestamp)) if answer.status == Verdict::Success => {
                 let Quorum { required, achieved } = answer.quorum;
+                let timestamp = shown::harmless(timestamp);
                 writeln!(
                     self.out,
                     "stored at {timestamp}, on {achieved} nodes of {required} required"
@@ -112,8 +120,7 @@ impl Asking<'_> {
         let answered = self.ask(Method::GET, "/nodes", Bytes::new()).await?;
         let answer: NodesAnswer = taken(&answered)?;
         if self.json {
-            self.out.write_all(&answered.body)?;
-            writeln!(self.out)?;
+            self.show_json(&answered)?;
         } else {
             for addr in &answer.nodes {
                 writeln!(self.out, "{}", shown::harmless(addr))?;
@@ -126,8 +133,7 @@ impl Asking<'_> {
         let answered = self.ask(Method::GET, "/cluster", Bytes::new()).await?;
         let answer: ClusterAnswer = taken(&answered)?;
         if self.json {
-            self.out.write_all(&answered.body)?;
-            writeln!(self.out)?;
+            self.show_json(&answered)?;
         } else {
             self.out.write_all(shown::cluster(&answer).as_bytes())?;
         }
@@ -149,12 +155,14 @@ impl Asking<'_> {
             let all = json!({
                 "ready": is_ready, "not_ready": &not_ready, "cluster": cluster, "safe_to_stop": stop,
             });
-            writeln!(self.out, "{all}")?;
+            let body = all.to_string().into();
+            self.show_json(&Answered { status: ready.status, body })?;
         } else {
             let text = shown::status(&self.addr, not_ready.as_deref(), &seen, &stopping);
             self.out.write_all(text.as_bytes())?;
         }
         let Some(why) = not_ready else { return Ok(()) };
+        let why = shown::harmless(&why);
         Err(RunError::Command(format!("the node is not ready: {why}")).into())
     }
 
@@ -196,7 +204,7 @@ fn body(key: &str, value: Option<String>, options: AskOptions) -> Bytes {
 /// How a command on data ends, once what there is was shown.
 fn verdict(call: OpKind, key: &str, answer: &DataAnswer) -> Result<(), Stopped> {
     if answer.status == Verdict::Partial {
-        return Err(RunError::QuorumMissed(answer.message.clone()).into());
+        return Err(RunError::QuorumMissed(shown::harmless(&answer.message).into_owned()).into());
     }
     if call != OpKind::Add && answer.timestamp.is_none() {
         return Err(RunError::NoSuchKey(format!("no such key: {key:?}")).into());

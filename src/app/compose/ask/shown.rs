@@ -22,9 +22,29 @@ pub(super) fn harmless(text: &str) -> Cow<'_, str> {
     Cow::Owned(shown)
 }
 
+/// JSON for a terminal, likewise: it means the same.
+pub(super) fn harmless_json(json: &str) -> Cow<'_, str> {
+    // What is below the space, JSON itself does not let through.
+    let steers = |c: char| ('\u{7f}'..='\u{9f}').contains(&c);
+    if !json.contains(steers) {
+        return Cow::Borrowed(json);
+    }
+    let mut shown = String::with_capacity(json.len() + 16);
+    for c in json.chars() {
+        if steers(c) {
+            // Writing to a String does not fail.
+            write!(shown, "\\u{:04x}", u32::from(c)).unwrap_or_default();
+        } else {
+            shown.push(c);
+        }
+    }
+    Cow::Owned(shown)
+}
+
 /// The members, a line each, the one that was asked first.
 pub(super) fn cluster(answer: &ClusterAnswer) -> String {
-    let ClusterAnswer { cluster, keys, tombstones, digest, .. } = answer;
+    let ClusterAnswer { keys, tombstones, .. } = answer;
+    let [cluster, digest] = [&answer.cluster, &answer.digest].map(|text| harmless(text));
     let mut rows =
         vec![["ID", "STATE", "GRPC", "HTTP", "HINTS", "IN SYNC", "CLOCK"].map(str::to_owned)];
     rows.push(row(&answer.node, ["-", "-", "-"].map(str::to_owned)));
@@ -143,5 +163,15 @@ ID  STATE  GRPC  HTTP  HINTS  IN SYNC  CLOCK
             assert!(matches!(harmless(text), Cow::Borrowed(_)), "{text:?}");
         }
         assert_eq!(harmless("\u{9b}31m"), "\\u{9b}31m");
+    }
+
+    #[test]
+    fn json_that_steers_a_terminal_is_escaped_and_means_the_same() {
+        let value = "\u{9b}2J é\u{7f}\n";
+        let json = serde_json::to_string(value).unwrap();
+        let shown = harmless_json(&json);
+        assert!(!shown.contains(char::is_control), "{shown}");
+        assert_eq!(serde_json::from_str::<String>(&shown).unwrap(), value);
+        assert!(matches!(harmless_json("{}"), Cow::Borrowed(_)));
     }
 }
