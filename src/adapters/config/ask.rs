@@ -4,11 +4,11 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Arg, ArgAction, ArgMatches, Command};
-use figment::value::Value;
 
 use crate::domain::QuorumSpec;
 use crate::ports::Consistency;
 
+use super::bench;
 use super::forms::{self, SeedAddr};
 
 /// The environment variable that says which node is asked.
@@ -142,13 +142,9 @@ fn request() -> [Arg; 2] {
         Arg::new("timeout")
             .long("timeout")
             .value_name("D")
-            .value_parser(timeout)
+            .value_parser(bench::duration)
             .help("How long it may take, up to 10s [default: the node's]"),
     ]
-}
-
-fn timeout(text: &str) -> Result<Duration, String> {
-    forms::duration(&Value::from(text))
 }
 
 /// What a command of this name asks. The address is empty if it was not given.

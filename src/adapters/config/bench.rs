@@ -184,7 +184,8 @@ due (coordinated omission is corrected). Without, each connection sends its next
 an answer, and times are those of the answers alone. Exit codes: 0 measured; 1 nothing was measured; 2
 usage. Keys are named bench-0, bench-1, ..., and stay.";
 
-fn duration(text: &str) -> Result<Duration, String> {
+/// A duration of the command line.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
     forms::duration(&Value::from(text))
 }
 

@@ -79,7 +79,8 @@ impl Asking<'_> {
         let answered = self.ask(method, &path, body(key, value, options)).await?;
         let answer: DataAnswer = taken(&answered)?;
         let ended = verdict(call, key, &answer);
-        let shown = if self.json { self.show_json(&answered) } else { self.show(call, &answer) };
+        let shown =
+            if self.json { self.show_json(&answered.body) } else { self.show(call, &answer) };
         match shown {
             // Who has seen enough is told how it ended all the same.
             Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
@@ -87,8 +88,8 @@ impl Asking<'_> {
         }
     }
 
-    fn show_json(self, answered: &Answered) -> io::Result<()> {
-        let json = String::from_utf8_lossy(&answered.body);
+    fn show_json(self, body: &[u8]) -> io::Result<()> {
+        let json = String::from_utf8_lossy(body);
         let shown =
             if self.is_terminal { shown::harmless_json(&json) } else { json.as_ref().into() };
         writeln!(self.out, "{shown}")
@@ -120,7 +121,7 @@ impl Asking<'_> {
         let answered = self.ask(Method::GET, "/nodes", Bytes::new()).await?;
         let answer: NodesAnswer = taken(&answered)?;
         if self.json {
-            self.show_json(&answered)?;
+            self.show_json(&answered.body)?;
         } else {
             for addr in &answer.nodes {
                 writeln!(self.out, "{}", shown::harmless(addr))?;
@@ -133,7 +134,7 @@ impl Asking<'_> {
         let answered = self.ask(Method::GET, "/cluster", Bytes::new()).await?;
         let answer: ClusterAnswer = taken(&answered)?;
         if self.json {
-            self.show_json(&answered)?;
+            self.show_json(&answered.body)?;
         } else {
             self.out.write_all(shown::cluster(&answer).as_bytes())?;
         }
@@ -155,8 +156,7 @@ impl Asking<'_> {
             let all = json!({
                 "ready": is_ready, "not_ready": &not_ready, "cluster": cluster, "safe_to_stop": stop,
             });
-            let body = all.to_string().into();
-            self.show_json(&Answered { status: ready.status, body })?;
+            self.show_json(all.to_string().as_bytes())?;
         } else {
             let text = shown::status(&self.addr, not_ready.as_deref(), &seen, &stopping);
             self.out.write_all(text.as_bytes())?;
