@@ -29,6 +29,7 @@ use crate::domain::{
 };
 use crate::ports::{Merged, Store, StoreStats};
 
+use super::kept_prints::KeptPrints;
 use super::staggered_hash::StaggeredHash;
 
 /// Parts of the map with a lock each. Many more than cores, so that two requests seldom meet.
@@ -38,6 +39,7 @@ const SHARDS: usize = 128;
 pub struct DashStore {
     map: DashMap<Key, Entry, StaggeredHash<SeedableState<'static>>>,
     buckets: Box<[AtomicU64]>,
+    prints: KeptPrints,
     recount: Mutex<Option<Recount>>,
     /// The buckets that are counted anew right now: those of `recount`, or about to be.
     recounted: Box<[AtomicU64]>,
@@ -89,6 +91,7 @@ impl DashStore {
                 SHARDS,
             ),
             buckets: (0..BUCKETS).map(|_| AtomicU64::new(0)).collect(),
+            prints: KeptPrints::default(),
             recount: Mutex::default(),
             recounted: (0..BUCKETS / 64).map(|_| AtomicU64::new(0)).collect(),
             recounting: Mutex::default(),
@@ -114,7 +117,7 @@ impl DashStore {
         change(&self.tombstones, was.tombstones, is.tombstones);
         change(&self.payload_bytes, was.payload_bytes, is.payload_bytes);
         change(&self.memory_bytes, was.memory_bytes, is.memory_bytes);
-        self.flip(key, Fingerprint::of_each(key, [before, after]));
+        self.flip(key, self.prints.exchange(key, before, after));
     }
 
     fn flip(&self, key: &Key, [before, after]: [Option<Fingerprint>; 2]) {

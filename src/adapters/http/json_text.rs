@@ -20,6 +20,11 @@ pub(super) fn push_text(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
+/// Whether the text is a JSON string as it is, but for the quotes.
+pub(super) fn is_plain(text: &str) -> bool {
+    plain_bytes(text.as_bytes()) == text.len()
+}
+
 /// How many bytes at the beginning stand for themselves.
 fn plain_bytes(bytes: &[u8]) -> usize {
     let is_plain = |lanes: &&[u8]| !lanes.iter().fold(false, |any, byte| any | is_escaped(*byte));

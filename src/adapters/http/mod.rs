@@ -22,6 +22,7 @@ mod errors;
 mod json_text;
 mod metrics;
 mod options;
+mod pieces;
 mod render;
 mod routes;
 mod server;

@@ -1,5 +1,5 @@
 //! Responses: each is written into one buffer, in the order of the fields that clients were
-//! promised, and goes out with its head in one write.
+//! promised, and goes out with its head in one write. Only a long value stays where it is.
 //!
 //! Written by hand rather than derived: the shapes are few, and the four calls are the hot path.
 
@@ -7,8 +7,6 @@ use std::io::Write;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
-use bytes::Bytes;
-use http_body_util::Full;
 use jiff::fmt::temporal::DateTimePrinter;
 
 use crate::domain::{Member, MemberState, StopRisk, Timestamp, Value};
@@ -16,11 +14,12 @@ use crate::ports::{Answer, BackupStream, ClusterStatus, Compacted, Verdict};
 
 use super::download::EXPECTED_BYTES;
 use super::errors::{Code, Refusal};
-use super::json_text::push_text;
+use super::json_text::{is_plain, push_text};
 use super::metrics::Call;
+use super::pieces::Pieces;
 
 /// A body that is there as a whole.
-pub(super) type Whole = Full<Bytes>;
+pub(super) type Whole = Pieces;
 
 /// RFC 3339 with all nine digits, so that timestamps of one length compare as texts do.
 const NANOSECONDS: DateTimePrinter = DateTimePrinter::new().precision(Some(9));
@@ -29,6 +28,10 @@ const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Room for an answer without its key and value.
 const ENVELOPE_BYTES: usize = 256;
+
+/// A value of so many bytes is sent from where it is, unless a character of it must be escaped. To
+/// copy a shorter one costs less than a second write.
+const LONG_VALUE_BYTES: usize = 16 * 1_024;
 
 /// The answer to `/get`, `/add` or `/remove`.
 pub(super) fn answer(call: Call, key: &str, answer: &Answer) -> Response<Whole> {
@@ -48,31 +51,46 @@ fn envelope(
     answer: &Answer,
     push_message: impl FnOnce(&mut Vec<u8>),
 ) -> Response<Whole> {
-    let value = answer.value.as_ref().map(Value::as_str);
-    let mut out = Vec::with_capacity(ENVELOPE_BYTES + key.len() + value.map_or(0, str::len));
+    let is_long = |value: &str| value.len() >= LONG_VALUE_BYTES && is_plain(value);
+    let (copied, long) = match &answer.value {
+        Some(value) if is_long(value.as_str()) => (None, Some(value)),
+        value => (value.as_ref().map(Value::as_str), None),
+    };
+    let mut out = Vec::with_capacity(ENVELOPE_BYTES + key.len() + copied.map_or(0, str::len));
     out.extend_from_slice(match answer.verdict {
         Verdict::Success => br#"{"status":"success","key":"#,
         Verdict::Partial => br#"{"status":"partial","key":"#,
     });
     push_text(&mut out, key);
     out.extend_from_slice(br#","value":"#);
-    match value {
+    if let Some(value) = long {
+        out.push(b'"');
+        let mut after = Vec::with_capacity(ENVELOPE_BYTES);
+        after.push(b'"');
+        push_after_value(&mut after, answer, push_message);
+        return json(StatusCode::OK, Pieces::around(out, value.clone(), after));
+    }
+    match copied {
         Some(value) => push_text(&mut out, value),
         None => out.extend_from_slice(b"null"),
     }
+    push_after_value(&mut out, answer, push_message);
+    json(StatusCode::OK, out)
+}
+
+fn push_after_value(out: &mut Vec<u8>, answer: &Answer, push_message: impl FnOnce(&mut Vec<u8>)) {
     out.extend_from_slice(br#","timestamp":"#);
     match answer.timestamp {
-        Some(timestamp) => push_timestamp(&mut out, timestamp),
+        Some(timestamp) => push_timestamp(out, timestamp),
         None => out.extend_from_slice(b"null"),
     }
     out.extend_from_slice(br#","quorum":{"required":"#);
-    push_number(&mut out, answer.required.into());
+    push_number(out, answer.required.into());
     out.extend_from_slice(br#","achieved":"#);
-    push_number(&mut out, answer.achieved.into());
+    push_number(out, answer.achieved.into());
     out.extend_from_slice(br#"},"message":"#);
-    push_message(&mut out);
+    push_message(out);
     out.push(b'}');
-    json(StatusCode::OK, out)
 }
 
 /// The answer to `/nodes`.
@@ -203,8 +221,8 @@ pub(super) const fn state_name(state: MemberState) -> &'static str {
     }
 }
 
-fn json(status: StatusCode, body: Vec<u8>) -> Response<Whole> {
-    let mut response = Response::new(Whole::from(body));
+fn json(status: StatusCode, body: impl Into<Whole>) -> Response<Whole> {
+    let mut response = Response::new(body.into());
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);
     response
@@ -309,6 +327,35 @@ mod tests {
         let mut out = Vec::new();
         push_message(&mut out, call, &answer);
         serde_json::from_slice(&out).unwrap()
+    }
+
+    async fn body_of(value: &str) -> Vec<u8> {
+        let answer = Answer {
+            verdict: Verdict::Success,
+            value: Some(Value::new(value)),
+            timestamp: Some(Timestamp::ZERO),
+            required: 1,
+            achieved: 1,
+        };
+        let body = super::answer(Call::Get, "k", &answer).into_body();
+        let declared = hyper::body::Body::size_hint(&body).exact();
+        let bytes = body.collect().await.unwrap().to_bytes();
+        assert_eq!(declared, Some(bytes.len() as u64));
+        bytes.to_vec()
+    }
+
+    #[tokio::test]
+    async fn a_value_is_the_same_in_the_answer_however_long_it_is_and_whatever_is_in_it() {
+        for length in [0, 1, LONG_VALUE_BYTES - 1, LONG_VALUE_BYTES, LONG_VALUE_BYTES + 1] {
+            for end in ["", "\"", "\\", "\n", "é"] {
+                let value = "v".repeat(length) + end;
+                let expected = format!(
+                    r#"{{"status":"success","key":"k","value":{},"timestamp":"1970-01-01T00:00:00.000000000Z","quorum":{{"required":1,"achieved":1}},"message":"Operation completed successfully."}}"#,
+                    serde_json::to_string(&value).unwrap()
+                );
+                assert_eq!(body_of(&value).await, expected.into_bytes());
+            }
+        }
     }
 
     #[test]
