@@ -16,3 +16,5 @@ pub mod json_quarantine;
 pub mod memory;
 pub mod record_lines;
 pub mod swim;
+pub mod tls;
+pub mod tokens;

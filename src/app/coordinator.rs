@@ -10,13 +10,13 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::domain::{
-    Content, Forgotten, Key, MemberState, MemberView, MemoryLimit, NodeId, QuorumSpec, StopCheck,
-    StopRisk, StopWitness, Timestamp, Value,
+    Content, Forgotten, Key, MemberState, MemberView, MemoryLimit, NodeId, StopCheck, StopRisk,
+    StopWitness, Timestamp, Value,
 };
 use crate::ports::{
     Answer, BackupStream, ClientApi, ClientError, ClusterStatus, Compacted, Consistency,
-    ForgetError, MemberStatus, NodeStats, NodeStatus, OpKind, OpLog, Operation, Origin,
-    RequestOptions,
+    ForgetError, LogLevel, MemberStatus, NoLogLevel, NodeStats, NodeStatus, OpKind, OpLog,
+    Operation, Origin, RequestOptions,
 };
 
 use super::announcer::Announcer;
@@ -26,11 +26,13 @@ use super::clocks::Clocks;
 use super::compactor::Compactor;
 use super::handoff::Handoff;
 use super::hook_chain::HookChain;
+use super::live::Live;
 use super::members::Members;
 use super::reading::{ConfirmedQuorums, Reader};
 use super::reconcile::Reconciler;
 use super::recount::Recounter;
 use super::repair::ReadRepair;
+use super::settings::RequestLimits;
 use super::stage::Stage;
 use super::tasks::Tasks;
 use super::writing::Writer;
@@ -40,7 +42,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The node's side towards clients.
 pub struct Coordinator {
-    pub(crate) defaults: Defaults,
+    pub(crate) live: Arc<Live>,
     pub(crate) stage: Arc<Stage>,
     pub(crate) members: Arc<Members>,
     pub(crate) hooks: Arc<HookChain>,
@@ -59,25 +61,16 @@ pub struct Coordinator {
     pub(crate) tasks: Tasks,
 }
 
-/// What holds for a request that does not say otherwise.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct Defaults {
-    pub(crate) read_quorum: QuorumSpec,
-    pub(crate) write_quorum: QuorumSpec,
-    pub(crate) timeout: Duration,
-    pub(crate) max_value_bytes: usize,
-    pub(crate) max_memory: MemoryLimit,
-}
-
 #[async_trait]
 impl ClientApi for Coordinator {
     async fn get(&self, key: Key, options: RequestOptions) -> Result<Answer, ClientError> {
-        let deadline = self.admit(&options)?;
+        let limits = self.live.limits();
+        let deadline = self.admit(&options, &limits)?;
         self.ask_hooks(OpKind::Get, &key, None).await?;
         if self.hooks.is_empty() {
-            return Ok(self.read(key, options, deadline).await);
+            return Ok(self.read(key, options, limits, deadline).await);
         }
-        let answer = self.read(key.clone(), options, deadline).await;
+        let answer = self.read(key.clone(), options, limits, deadline).await;
         self.hooks.after_read(&key, answer.value.is_some());
         Ok(answer)
     }
@@ -88,22 +81,24 @@ impl ClientApi for Coordinator {
         value: Value,
         options: RequestOptions,
     ) -> Result<Answer, ClientError> {
-        let deadline = self.admit_write(&options)?;
-        let (bytes, max_bytes) = (value.as_str().len(), self.defaults.max_value_bytes);
+        let limits = self.live.limits();
+        let deadline = self.admit_write(&options, &limits)?;
+        let (bytes, max_bytes) = (value.as_str().len(), limits.max_value_bytes);
         if bytes > max_bytes {
             return Err(ClientError::TooLarge { bytes, max_bytes });
         }
         let content = Content::Live(value);
-        self.admit_growth(&key, &content)?;
+        self.admit_growth(&key, &content, limits.max_memory)?;
         self.ask_hooks(OpKind::Add, &key, content.value()).await?;
-        let quorum = options.quorum.unwrap_or(self.defaults.write_quorum);
+        let quorum = options.quorum.unwrap_or(limits.write_quorum);
         self.writer.write(key, content, quorum, deadline).await
     }
 
     async fn remove(&self, key: Key, options: RequestOptions) -> Result<Answer, ClientError> {
-        let deadline = self.admit_write(&options)?;
+        let limits = self.live.limits();
+        let deadline = self.admit_write(&options, &limits)?;
         self.ask_hooks(OpKind::Remove, &key, None).await?;
-        let quorum = options.quorum.unwrap_or(self.defaults.write_quorum);
+        let quorum = options.quorum.unwrap_or(limits.write_quorum);
         self.writer.write(key, Content::Tombstone, quorum, deadline).await
     }
 
@@ -141,7 +136,7 @@ impl ClientApi for Coordinator {
         let (hook_drops, hook_panics) = self.hooks.counts();
         NodeStats {
             store: self.replica.store().stats(),
-            memory_limit: self.defaults.max_memory,
+            memory_limit: self.live.limits().max_memory,
             log: self.log.stats(),
             read_repairs: self.repair.repaired(),
             hints_delivered: self.handoff.delivered(),
@@ -155,6 +150,7 @@ impl ClientApi for Coordinator {
             horizon_age: self.replica.horizon_age(),
             hook_drops,
             hook_panics,
+            reloads: self.live.counts(),
         }
     }
 
@@ -176,7 +172,7 @@ impl ClientApi for Coordinator {
 
     async fn backup(&self) -> Result<Box<dyn BackupStream>, ClientError> {
         // As for a read: what is not whole is no backup.
-        self.admit(&RequestOptions::default())?;
+        self.admit(&RequestOptions::default(), &self.live.limits())?;
         self.backups.begin().await
     }
 
@@ -188,25 +184,37 @@ impl ClientApi for Coordinator {
             hints: other.hints,
             in_sync: other.in_sync,
         });
-        let Defaults { read_quorum, write_quorum, .. } = self.defaults;
+        let RequestLimits { read_quorum, write_quorum, .. } = self.live.limits();
         StopCheck { others: others.collect(), read_quorum, write_quorum }.risks()
+    }
+
+    fn set_log_level(&self, level: LogLevel) -> Result<(), NoLogLevel> {
+        self.live.set_log_level(level)
     }
 }
 
 impl Coordinator {
     /// Whether the request is taken, and until when it must be answered.
-    fn admit(&self, options: &RequestOptions) -> Result<Instant, ClientError> {
+    fn admit(
+        &self,
+        options: &RequestOptions,
+        limits: &RequestLimits,
+    ) -> Result<Instant, ClientError> {
         self.stage.admit_client()?;
         // The stage follows when the rounds of joining begin; what is asked until then must wait.
         self.members.check_whole().map_err(ClientError::NotReady)?;
-        let timeout = options.timeout.unwrap_or(self.defaults.timeout).min(MAX_TIMEOUT);
+        let timeout = options.timeout.unwrap_or(limits.request_timeout).min(MAX_TIMEOUT);
         Ok(Instant::now() + timeout)
     }
 
     /// Whether there is memory for a value. Writes under way are not counted: together they may
     /// exceed the limit.
-    fn admit_growth(&self, key: &Key, content: &Content) -> Result<(), ClientError> {
-        let limit = self.defaults.max_memory;
+    fn admit_growth(
+        &self,
+        key: &Key,
+        content: &Content,
+        limit: MemoryLimit,
+    ) -> Result<(), ClientError> {
         if limit == MemoryLimit::NONE {
             return Ok(());
         }
@@ -233,20 +241,30 @@ impl Coordinator {
         others.collect()
     }
 
-    async fn read(&self, key: Key, options: RequestOptions, deadline: Instant) -> Answer {
-        let read = options.quorum.unwrap_or(self.defaults.read_quorum);
+    async fn read(
+        &self,
+        key: Key,
+        options: RequestOptions,
+        limits: RequestLimits,
+        deadline: Instant,
+    ) -> Answer {
+        let read = options.quorum.unwrap_or(limits.read_quorum);
         match options.consistency {
             Consistency::Default => self.reader.read(key, read, deadline).await,
             Consistency::Confirmed => {
-                let quorums = ConfirmedQuorums { read, write: self.defaults.write_quorum };
+                let quorums = ConfirmedQuorums { read, write: limits.write_quorum };
                 self.reader.read_confirmed(key, quorums, deadline).await
             }
         }
     }
 
     /// Likewise of a request that this node has to stamp.
-    fn admit_write(&self, options: &RequestOptions) -> Result<Instant, ClientError> {
-        let deadline = self.admit(options)?;
+    fn admit_write(
+        &self,
+        options: &RequestOptions,
+        limits: &RequestLimits,
+    ) -> Result<Instant, ClientError> {
+        let deadline = self.admit(options, limits)?;
         self.clocks.check().map_err(ClientError::NotReady)?;
         Ok(deadline)
     }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::domain::{MAX_VALUE_BYTES, Member, NodeId, Start};
+use crate::domain::{Member, NodeId, Start};
 use crate::ports::{
     Book, ClientApi, Clock, FailureDetector, Hook, LogError, MemberBook, OpLog, PeerTransport,
     Quarantine, Replayed, ReplicaApi, Store,
@@ -20,12 +20,13 @@ use super::apply::Replica;
 use super::clocks::Clocks;
 use super::collector::Collector;
 use super::compactor::Compactor;
-use super::coordinator::{Coordinator, Defaults};
+use super::coordinator::Coordinator;
 use super::exchange::Sides;
 use super::ghosts::Ghosts;
 use super::handoff::{Handoff, HandoffLimits};
 use super::hook_chain::HookChain;
 use super::joining::Joining;
+use super::live::Live;
 use super::members::Members;
 use super::peer_service::PeerService;
 use super::reading::Reader;
@@ -201,13 +202,7 @@ impl Node {
         let compactor =
             Arc::new(Compactor { replica: Arc::clone(&replica), log: Arc::clone(&parts.log) });
         let coordinator = Arc::new(Coordinator {
-            defaults: Defaults {
-                read_quorum: settings.read_quorum,
-                write_quorum: settings.write_quorum,
-                timeout: settings.request_timeout,
-                max_value_bytes: settings.max_value_bytes.min(MAX_VALUE_BYTES),
-                max_memory: settings.max_memory,
-            },
+            live: Arc::new(Live::new((&settings).into())),
             stage: Arc::clone(&stage),
             members: Arc::clone(&members),
             hooks,
@@ -254,6 +249,11 @@ impl Node {
     /// What clients call. Before the node serves, every call says that it is not ready.
     pub fn client_api(&self) -> Arc<dyn ClientApi> {
         Arc::clone(&self.coordinator) as Arc<dyn ClientApi>
+    }
+
+    /// What can be changed while it runs.
+    pub fn live(&self) -> Arc<Live> {
+        Arc::clone(&self.coordinator.live)
     }
 
     /// What peers call.

@@ -21,6 +21,34 @@ pub(crate) fn time_for(bytes: usize, timeout: Duration) -> Duration {
     timeout.saturating_add(Duration::from_millis(millis))
 }
 
+/// What holds for requests that do not say otherwise. It can be changed while a node runs
+/// ([`Live::limit`](super::Live::limit)).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// See [`NodeSettings::read_quorum`].
+    pub read_quorum: QuorumSpec,
+    /// See [`NodeSettings::write_quorum`].
+    pub write_quorum: QuorumSpec,
+    /// See [`NodeSettings::request_timeout`].
+    pub request_timeout: Duration,
+    /// See [`NodeSettings::max_value_bytes`].
+    pub max_value_bytes: usize,
+    /// See [`NodeSettings::max_memory`].
+    pub max_memory: MemoryLimit,
+}
+
+impl From<&NodeSettings> for RequestLimits {
+    fn from(settings: &NodeSettings) -> Self {
+        Self {
+            read_quorum: settings.read_quorum,
+            write_quorum: settings.write_quorum,
+            request_timeout: settings.request_timeout,
+            max_value_bytes: settings.max_value_bytes,
+            max_memory: settings.max_memory,
+        }
+    }
+}
+
 /// The settings of a node. [`NodeSettings::new`] has the defaults of the configuration.
 #[derive(Debug, Clone)]
 pub struct NodeSettings {

@@ -5,6 +5,7 @@
 //! above only carry out what these values say. The domain names nothing outside itself but
 //! `thiserror` and a stable hash.
 
+mod access;
 mod clock;
 mod compaction;
 mod confirmation;
@@ -26,6 +27,7 @@ mod value;
 mod version;
 mod write_quorum;
 
+pub use access::{Access, InvalidAccess, Role};
 pub use clock::{ClockDrift, HybridClock, RESERVATION_NS, ReservationNeeded};
 pub use compaction::LogWeight;
 pub use confirmation::Confirmation;

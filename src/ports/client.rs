@@ -9,7 +9,7 @@ use crate::domain::{
     StopRisk, Timestamp, Value,
 };
 
-use super::{BackupStream, Compacted, LogError, LogStats, StoreStats};
+use super::{BackupStream, Compacted, LogError, LogLevel, LogStats, StoreStats};
 
 /// What clients ask of this node. The HTTP adapter calls it, and so may an embedding program.
 ///
@@ -74,6 +74,13 @@ pub trait ClientApi: Send + Sync + 'static {
 
     /// What speaks against stopping this node now; nothing if that is safe.
     fn stop_risks(&self) -> Vec<StopRisk>;
+
+    /// Has messages of this level and above logged from now on, until the configuration is read again
+    /// or the process ends.
+    ///
+    /// # Errors
+    /// [`NoLogLevel`], and nothing has changed.
+    fn set_log_level(&self, level: LogLevel) -> Result<(), NoLogLevel>;
 }
 
 /// What a client may set for one request.
@@ -206,6 +213,11 @@ impl From<&LogError> for ClientError {
     }
 }
 
+/// The program that this node is part of logs in a way of its own. No retry helps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the log level of this node is not set by calls")]
+pub struct NoLogLevel;
+
 /// The cluster as one node sees it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterStatus {
@@ -290,6 +302,17 @@ pub struct NodeStats {
     pub hook_drops: u64,
     /// Hook calls that panicked.
     pub hook_panics: u64,
+    /// New configurations.
+    pub reloads: ReloadStats,
+}
+
+/// How often a new configuration was read while the node ran.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ReloadStats {
+    /// It took effect.
+    pub applied: u64,
+    /// It was refused, and nothing has changed.
+    pub refused: u64,
 }
 
 /// Counts of the comparisons that this node has begun.

@@ -2,7 +2,7 @@
 //!
 //! Driven ports (the application calls, an adapter answers): [`Store`], [`OpLog`],
 //! [`PeerTransport`], [`FailureDetector`], [`MemberBook`], [`Quarantine`], [`Hook`],
-//! [`Clock`]. Driving ports (an
+//! [`Clock`]; the adapter for clients asks a [`Gatekeeper`]. Driving ports (an
 //! adapter calls, the application answers): [`ClientApi`] for clients, [`ReplicaApi`] for peers.
 //!
 //! A port's documentation is its contract. Ports with more than one adapter have a suite under
@@ -13,8 +13,10 @@ mod book;
 mod client;
 mod clock;
 mod detector;
+mod gatekeeper;
 mod hook;
 mod log;
+mod log_level;
 mod quarantine;
 mod replica;
 mod store;
@@ -23,15 +25,17 @@ mod transport;
 pub use book::{Book, BookError, MemberBook};
 pub use client::{
     Answer, ClientApi, ClientError, ClusterStatus, ComparisonStats, Consistency, ForgetError,
-    MemberStatus, NodeStats, NodeStatus, RequestOptions, Verdict,
+    MemberStatus, NoLogLevel, NodeStats, NodeStatus, ReloadStats, RequestOptions, Verdict,
 };
 pub use clock::Clock;
 pub use detector::{FailureDetector, LivenessChange};
+pub use gatekeeper::Gatekeeper;
 pub use hook::{Effect, Hook, OpKind, Operation, Origin, Veto};
 pub use log::{
     BackupStream, Compacted, LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed,
     SnapshotEntries, SnapshotSource, SyncTimes,
 };
+pub use log_level::{InvalidLogLevel, LogLevel};
 pub use quarantine::{Quarantine, QuarantineError};
 pub use replica::{
     ApplyError, Certification, EntryChunk, EntryStream, MAX_FETCHED, NotCertified, NotWhole,
@@ -45,6 +49,7 @@ pub use transport::{
 #[cfg(test)]
 pub use self::{
     book::MockMemberBook, client::MockClientApi, clock::MockClock, detector::MockFailureDetector,
-    hook::MockHook, log::MockBackupStream, log::MockOpLog, quarantine::MockQuarantine,
-    replica::MockReplicaApi, store::MockStore, transport::MockPeerTransport,
+    gatekeeper::MockGatekeeper, hook::MockHook, log::MockBackupStream, log::MockOpLog,
+    quarantine::MockQuarantine, replica::MockReplicaApi, store::MockStore,
+    transport::MockPeerTransport,
 };

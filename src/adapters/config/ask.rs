@@ -8,8 +8,10 @@ use clap::{Arg, ArgAction, ArgMatches, Command};
 use crate::domain::QuorumSpec;
 use crate::ports::Consistency;
 
-use super::bench;
+use super::errors::Refused;
 use super::forms::{self, SeedAddr};
+use super::security::Login;
+use super::{Config, bench};
 
 /// The environment variable that says which node is asked.
 pub(super) const ADDR_VARIABLE: &str = "LALLY_ADDR";
@@ -77,7 +79,11 @@ const KEY: &str = "KEY";
 const VALUE: &str = "VALUE";
 
 const CODES: &str = "Exit codes: 0 done; 1 refused or broken off; 2 usage; 3 no such key; 4 the quorum was \
-                     not met; 5 no node can be reached.";
+                     not met; 5 no node can be reached.\n\nRead on: docs/commands.md";
+
+/// Of commands that ask about nodes.
+const NODE_CODES: &str = "Exit codes: 0 done; 1 refused or broken off; 2 usage; 5 no node can be \
+                          reached.\n\nRead on: docs/commands.md";
 
 pub(super) fn commands() -> [Command; 6] {
     let key = || Arg::new(KEY).required(true).help("The key");
@@ -113,10 +119,17 @@ pub(super) fn commands() -> [Command; 6] {
             .after_help(format!("Examples:\n  lally remove greeting\n\n{CODES}"))
             .arg(key())
             .args(request()),
-        Command::new("nodes").about("Prints the gRPC addresses of the other live members, a line each"),
-        Command::new("cluster").about("Shows the members as a node sees them"),
+        Command::new("nodes")
+            .about("Prints the gRPC addresses of the other live members, a line each")
+            .after_help(format!("Examples:\n  lally nodes --addr db-2.internal:3000\n\n{NODE_CODES}")),
+        Command::new("cluster").about("Shows the members as a node sees them").after_help(format!(
+            "Two nodes with the same digest hold the same data.\n\nExamples:\n  lally cluster\n  lally \
+             cluster --json | jq .digest\n\n{NODE_CODES}"
+        )),
         Command::new("status").about("Says whether a node is ready, what it holds, and whether it can be stopped").after_help(
-            "Exit codes: 0 the node is ready; 1 it is not; 2 usage; 5 no node can be reached.",
+            "Examples:\n  lally status\n  lally status --addr db-2.internal:3000 && echo \
+             ready\n\nExit codes: 0 the node is ready; 1 it is not; 2 usage; 5 no node can be \
+             reached.\n\nRead on: docs/commands.md",
         ),
     ]
     .map(|command| command.args([addr(), json()]))
@@ -164,6 +177,28 @@ pub(super) fn plan(name: &str, matches: &ArgMatches) -> AskPlan {
     };
     let addr = matches.get_one::<SeedAddr>(ADDR).map(SeedAddr::to_string).unwrap_or_default();
     AskPlan { addr, question, json: matches.get_flag("json") }
+}
+
+/// The node that the environment names, or else the one of this machine's configuration, which says
+/// whether it speaks TLS, too. The option is what says it otherwise.
+pub(super) fn node_here(
+    named: Option<&String>,
+    option: &str,
+    login: &mut Login,
+    config: impl FnOnce() -> Result<Box<Config>, Refused>,
+) -> Result<String, Refused> {
+    let Some(named) = named else {
+        let config = config()?;
+        if config.security.http_tls.is_some() && login.ca.is_none() {
+            let own = config.security.peer_tls.as_ref().map(|tls| tls.ca.clone());
+            let unknown = "the node of this configuration speaks TLS; say with --ca of which \
+                           authority its certificate is";
+            login.ca = Some(own.ok_or_else(|| Refused::new(unknown))?);
+        }
+        return config.http_addr_here(option).map_err(Refused::new);
+    };
+    let addr = forms::seed(named).map(|addr| addr.to_string());
+    addr.map_err(|wrong| Refused::new(format!("environment variable {ADDR_VARIABLE}: {wrong}")))
 }
 
 fn options(matches: &ArgMatches) -> AskOptions {

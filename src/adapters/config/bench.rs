@@ -181,8 +181,11 @@ Examples:
 
 With --rate, a request that is due while all connections wait for answers counts from when it was
 due (coordinated omission is corrected). Without, each connection sends its next request when it has
-an answer, and times are those of the answers alone. Exit codes: 0 measured; 1 nothing was measured; 2
-usage. Keys are named bench-0, bench-1, ..., and stay.";
+an answer, and times are those of the answers alone. Keys are named bench-0, bench-1, ..., and stay.
+
+Exit codes: 0 measured; 1 nothing was measured; 2 usage.
+
+Read on: docs/bench.md";
 
 /// A duration of the command line.
 pub(super) fn duration(text: &str) -> Result<Duration, String> {

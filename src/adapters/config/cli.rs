@@ -6,29 +6,44 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use clap::{Arg, ArgAction, ArgMatches, Command, value_parser};
+use clap_complete::Shell;
 
 use super::ask::{self, AskPlan};
 use super::bench::{self, BenchPlan};
+use super::effective::ShowForm;
 use super::forms::{self, SeedAddr};
+use super::invocation::{Command as ToDo, TlsCommand};
 use super::keys::{KEYS, KeySpec, Kind};
+use super::secrets;
+use super::security::Login;
 
 const EXAMPLES: &str = "\
 Each setting can also be given in the configuration file, under the flag's name with
 underscores, and in the environment (LALLY_HTTP_PORT=3000). The command line wins over the
-environment, the environment over the file, the file over the defaults.
+environment, the environment over the file, the file over the defaults. 'lally config show
+--sources' says what came of that, 'lally config check' names every mistake.
+
+Signals: SIGTERM and SIGINT stop the node, which leaves its cluster and loses nothing; a second one
+stops it at once. SIGHUP has it read its configuration again; the log says what has changed.
 
 Examples:
   lally
       One node with the defaults: HTTP on 127.0.0.1:3000, gRPC on 127.0.0.1:50071
   lally --http-port 3001 --grpc-port 50072 --data-dir ./node-2 --seed-node 127.0.0.1:50071
       A second node on the same host
-  lally --bind 0.0.0.0 --seed-node db-1.internal:50071 --read-quorum majority --write-quorum majority
+  lally --bind 0.0.0.0 --seed-node db-1:50071 --read-quorum majority --write-quorum majority
       A node of a cluster over several hosts whose reads see every acknowledged write
+  lally config check --config /etc/lally/lally.yml
+      Would a node start with this file?
   lally add greeting hello && lally get greeting && lally status
       What a node that runs here is asked; LALLY_ADDR or --addr says where it is otherwise
 
 Exit codes: 0 stopped on request, or done; 1 runtime failure; 2 usage or configuration; 65 corrupt
-log. Those of a command are in its --help.";
+log. Those of a command are in its --help.
+
+Read on: 'lally COMMAND --help', 'lally man'; of the documents, README.md to begin with,
+docs/configuration.md for every setting, docs/commands.md for the commands, docs/operations.md for
+what to do when something is wrong.";
 
 /// The argument that commands work on.
 const PATH: &str = "PATH";
@@ -42,12 +57,25 @@ const FROM: &str = "from";
 /// The keys by which that is known otherwise.
 const HTTP_KEYS: [&str; 3] = ["config", "bind", "http_port"];
 
+/// The keys by which the name of the cluster is known.
+const CLUSTER_KEYS: [&str; 2] = ["config", "cluster_name"];
+/// Options of `lally config show`.
+const SOURCES: &str = "sources";
+const JSON: &str = "json";
+
+/// The argument of `lally completions`.
+const SHELL: &str = "shell";
+
+/// The option of `lally man`.
+const DIR: &str = "dir";
+
 /// What the command line gives.
 #[derive(Debug)]
 pub(super) struct CommandLine {
     /// As pairs of key and text.
     pub(super) flags: Vec<(&'static KeySpec, String)>,
     pub(super) asked: Asked,
+    pub(super) login: Login,
 }
 
 /// What is to be done.
@@ -58,6 +86,11 @@ pub(super) enum Asked {
     LogDump(Vec<PathBuf>),
     LogRepair(PathBuf),
     LogImport(PathBuf),
+    ConfigCheck,
+    ConfigShow(ShowForm),
+    Completions(Shell),
+    /// The directory for the pages, if there is one.
+    Man(Option<PathBuf>),
     Backup {
         to: PathBuf,
         from: Option<SeedAddr>,
@@ -66,6 +99,10 @@ pub(super) enum Asked {
     Bench(Box<BenchPlan>),
     /// The node, likewise.
     Ask(Box<AskPlan>),
+    /// What needs nothing but this.
+    Settled(ToDo),
+    /// The cluster is left open.
+    Tls(TlsCommand),
 }
 
 /// Reads the command line. The first argument is the program.
@@ -89,12 +126,32 @@ pub(super) fn read(args: Vec<OsString>) -> Result<CommandLine, clap::Error> {
         ["backup"] => {
             Asked::Backup { to: path(), from: innermost.get_one::<SeedAddr>(FROM).cloned() }
         }
+        ["config", "check"] => Asked::ConfigCheck,
+        ["config", "show"] => Asked::ConfigShow(ShowForm {
+            with_sources: innermost.get_flag(SOURCES),
+            json: innermost.get_flag(JSON),
+        }),
+        ["completions"] => {
+            // Required, so it is there.
+            Asked::Completions(innermost.get_one(SHELL).copied().unwrap_or(Shell::Bash))
+        }
+        ["man"] => Asked::Man(innermost.get_one::<PathBuf>(DIR).cloned()),
         ["bench"] => Asked::Bench(Box::new(bench::plan(innermost))),
+        ["token", _] => Asked::Settled(secrets::new_token(innermost)),
+        ["tls", command] => Asked::Tls(certificate(command, innermost)),
         [] => Asked::Run,
         [name, ..] => Asked::Ask(Box::new(ask::plan(name, innermost))),
     };
     let flags = KEYS.iter().filter_map(|key| Some((key, text(innermost, key)?))).collect();
-    Ok(CommandLine { flags, asked })
+    Ok(CommandLine { flags, asked, login: secrets::given(innermost) })
+}
+
+fn certificate(command: &str, matches: &ArgMatches) -> TlsCommand {
+    let (dir, name, hosts, days) = secrets::certificate(matches);
+    match command {
+        "init" => TlsCommand::Init { dir, days },
+        _ => TlsCommand::Node { dir, name, hosts, cluster: String::new(), days },
+    }
 }
 
 /// The text of a key, if the command has its flag and it was given.
@@ -104,7 +161,8 @@ fn text(matches: &ArgMatches, key: &KeySpec) -> Option<String> {
     Some(values.map(String::as_str).collect::<Vec<_>>().join(","))
 }
 
-fn command() -> Command {
+/// The command line, as clap has it described.
+pub(super) fn command() -> Command {
     Command::new("lally")
         .version(env!("CARGO_PKG_VERSION"))
         .about(
@@ -114,11 +172,16 @@ fn command() -> Command {
         .after_help(EXAMPLES)
         .max_term_width(100)
         .args_conflicts_with_subcommands(true)
-        .args(KEYS.iter().map(arg))
-        .subcommands(ask::commands().map(|command| command.args(http_keys())))
+        .args(KEYS.iter().map(|key| arg(key).help_heading(heading(key))))
+        .subcommands(ask::commands().map(|command| command.args(secrets::login()).args(http_keys())))
         .subcommand(log())
         .subcommand(backup())
-        .subcommand(bench::command().args(http_keys()))
+        .subcommand(bench::command().args(secrets::login()).args(http_keys()))
+        .subcommand(config())
+        .subcommand(secrets::token())
+        .subcommand(secrets::tls(keys(&CLUSTER_KEYS)))
+        .subcommand(completions())
+        .subcommand(man())
 }
 
 /// What commands work on.
@@ -139,8 +202,10 @@ fn log() -> Command {
             Command::new("check")
                 .about("Reads logs as a start does and says what is damaged; changes nothing")
                 .after_help(
-                    "The log of a running node can be checked. Exit codes: 0 nothing is damaged (a \
-                     torn tail, which the next start cuts, is no damage); 65 damaged.",
+                    "The log of a running node can be checked.\n\nExamples:\n  lally log check \
+                     lally-data\n\nExit codes: 0 nothing is damaged (a torn tail, which the next start \
+                     cuts, is no damage); 1 it cannot be read; 2 usage; 65 damaged.\n\nRead on: \
+                     docs/operations.md",
                 )
                 .arg(several.clone()),
         )
@@ -148,8 +213,9 @@ fn log() -> Command {
             Command::new("dump")
                 .about("Prints the records of logs as lines of JSON; changes nothing")
                 .after_help(
-                    "Exit codes: 0 everything is printed; 65 damaged, and everything before that is \
-                     printed.",
+                    "Examples:\n  lally log dump lally-data > records.jsonl\n\nExit codes: 0 everything \
+                     is printed; 1 it cannot be read; 2 usage; 65 damaged, and everything before that is \
+                     printed.\n\nRead on: docs/log-format.md",
                 )
                 .arg(several),
         )
@@ -159,7 +225,10 @@ fn log() -> Command {
                 .after_help(
                     "The node of the log must not run. What is skipped is printed, and lost: the \
                      node joins its cluster again before it counts for quorums, and gets it from \
-                     there. With other members, --recover-from-peers may be all you need.",
+                     there. With other members, --recover-from-peers may be all you \
+                     need.\n\nExamples:\n  lally log repair lally-data\n\nExit codes: 0 repaired, or \
+                     nothing was damaged; 1 it could not be; 2 usage; 65 damaged in a way that is not \
+                     repaired.\n\nRead on: docs/operations.md",
                 )
                 .arg(one),
         )
@@ -168,10 +237,13 @@ fn log() -> Command {
                 .about("Adds records to the log of a node that does not run")
                 .after_help(
                     "Everything is imported, or, if a line is wrong, nothing. Records keep their \
-                     versions: what the node holds already, or something newer, it keeps.",
+                     versions: what the node holds already, or something newer, it \
+                     keeps.\n\nExamples:\n  lally log import records.jsonl --data-dir lally-data\n\nExit \
+                     codes: 0 imported; 1 nothing was; 2 usage or configuration; 65 the log is \
+                     damaged.\n\nRead on: docs/operations.md",
                 )
                 .arg(file)
-                .args(DATA_DIR_KEYS.iter().filter_map(|name| KeySpec::find(name)).map(arg)),
+                .args(keys(&DATA_DIR_KEYS)),
         )
 }
 
@@ -183,17 +255,102 @@ fn backup() -> Command {
     Command::new("backup")
         .about("Makes a backup of a node that runs, without a pause")
         .after_help(
-            "A node starts on the backup with 'lally --replay-log DIR'. Exit codes: 0 the backup is \
-             complete; 1 there is none, and nothing is left of it; 2 DIR is not empty.",
+            "A node starts on the backup with 'lally --replay-log DIR'.\n\nExamples:\n  lally backup \
+             /backup/monday\n  lally backup /backup/monday --from db-2.internal:3000\n\nExit codes: 0 the \
+             backup is complete; 1 there is none, and nothing is left of it; 2 DIR is not \
+             empty.\n\nRead on: docs/backup.md",
         )
         .arg(path("Where to put it: a directory that is empty, or does not exist").value_name("DIR"))
         .arg(from)
+        .args(secrets::login())
         .args(http_keys())
+}
+
+fn config() -> Command {
+    let flag = |name, help| Arg::new(name).long(name).action(ArgAction::SetTrue).help(help);
+    let node = || KEYS.iter().map(|key| arg(key).help_heading("Settings of the node"));
+    Command::new("config")
+        .about("Says what a node that is started here, with the same flags, would be configured to")
+        .subcommand_required(true)
+        .arg_required_else_help(true)
+        .subcommand(
+            Command::new("check")
+                .about("Says whether the configuration is fine, or every mistake in it; touches nothing")
+                .after_help(
+                    "Examples:\n  lally config check\n  lally config check --config /etc/lally/lally.yml \
+                     && systemctl reload lally\n\nExit codes: 0 it is fine; 2 it is not, and a node would \
+                     not start with it.\n\nRead on: docs/configuration.md",
+                )
+                .args(node()),
+        )
+        .subcommand(
+            Command::new("show")
+                .about("Prints every setting with its effective value, as YAML; touches nothing")
+                .after_help(
+                    "What is printed is itself a configuration file. Secrets are in files of their own, \
+                     and only their paths are shown.\n\nExamples:\n  lally config show --sources\n  lally \
+                     config show --json --config /etc/lally/lally.yml\n\nExit codes: 0 printed; 2 a \
+                     mistake in the configuration.\n\nRead on: docs/configuration.md",
+                )
+                .arg(flag(SOURCES, "Say of each setting where it comes from: the default, a file, a variable, a flag"))
+                .arg(flag(JSON, "As JSON, for programs"))
+                .args(node()),
+        )
+}
+
+fn completions() -> Command {
+    Command::new("completions")
+        .about("Prints a script that completes lally's commands and flags in a shell")
+        .after_help(
+            "Examples:\n  lally completions bash > ~/.local/share/bash-completion/completions/lally\n  \
+             lally completions zsh > ~/.zfunc/_lally\n  lally completions fish > \
+             ~/.config/fish/completions/lally.fish\n\nExit codes: 0 printed; 2 usage.\n\nRead on: \
+             docs/commands.md",
+        )
+        .arg(Arg::new(SHELL).value_name("SHELL").required(true).value_parser(value_parser!(Shell)).help("Which shell"))
+}
+
+fn man() -> Command {
+    Command::new("man")
+        .about("Prints the man page of lally, or writes one for each command into a directory")
+        .after_help("Examples:\n  lally man | man -l -\n  lally man --dir ~/.local/share/man/man1\n\nExit codes: 0 \
+             done; 1 a page cannot be written; 2 usage.\n\nRead on: docs/commands.md")
+        .arg(
+            Arg::new(DIR)
+                .long(DIR)
+                .value_name("DIR")
+                .value_parser(value_parser!(PathBuf))
+                .help("Write every page into this directory, which is made if it is missing"),
+        )
 }
 
 /// The flags by which the node of this machine's configuration is found.
 fn http_keys() -> impl Iterator<Item = Arg> {
-    HTTP_KEYS.iter().filter_map(|name| KeySpec::find(name)).map(arg)
+    let keys = HTTP_KEYS.iter().filter_map(|name| KeySpec::find(name));
+    keys.map(|key| arg(key).help_heading("Which node, by this machine's configuration"))
+}
+
+fn keys(names: &'static [&'static str]) -> impl Iterator<Item = Arg> {
+    names.iter().filter_map(|name| KeySpec::find(name)).map(arg)
+}
+
+/// Under which heading the help of the node shows a key.
+fn heading(key: &KeySpec) -> &'static str {
+    match key.name {
+        "http_port" | "grpc_port" | "bind" | "advertise_addr" | "seed_node" | "cluster_name" => {
+            "Addresses and cluster"
+        }
+        "data_dir" | "fsync" | "fresh" | "replay_log" | "recover_from_peers" => "Data and log",
+        "read_quorum" | "write_quorum" | "request_timeout" => "Requests",
+        "max_clock_drift" | "anti_entropy_interval" | "tombstone_grace" | "max_absence" => {
+            "Between nodes"
+        }
+        "tokens" | "metrics_need_token" | "insecure" => "Security",
+        name if name.contains("_tls_") => "Security",
+        name if name.starts_with("max_") || name.ends_with("_timeout") => "Limits",
+        name if name.starts_with("log_") => "Logging",
+        _ => "Other settings",
+    }
 }
 
 fn arg(key: &KeySpec) -> Arg {
@@ -264,6 +421,37 @@ mod tests {
         for command in ["get", "add", "status", "log", "bench"] {
             assert!(help.contains(&format!("\n  {command} ")), "{help}");
         }
+    }
+
+    /// Every command of this one, itself included, with the words that call it.
+    fn walk(command: &Command, words: &[String], visit: &mut impl FnMut(&Command, &[String])) {
+        visit(command, words);
+        for inner in command.get_subcommands() {
+            walk(inner, &[words, &[inner.get_name().to_owned()]].concat(), visit);
+        }
+    }
+
+    #[test]
+    fn every_help_has_examples_that_are_understood_and_says_how_it_ends() {
+        let mut examples = 0;
+        walk(&command(), &["lally".to_owned()], &mut |command, words| {
+            if command.has_subcommands() && words.len() > 1 {
+                return;
+            }
+            let help = command.clone().render_long_help().to_string();
+            assert!(help.contains("Examples:") && help.contains("Read on: "), "{words:?}: {help}");
+            assert!(help.contains("Exit codes: "), "{words:?}: {help}");
+            let after = command.get_after_help().unwrap().to_string();
+            for line in after.lines().filter(|line| line.starts_with("  lally")) {
+                // Up to where the shell takes over.
+                let given =
+                    line.split_whitespace().take_while(|w| !["|", ">", "<", "&&"].contains(w));
+                let given: Vec<_> = given.map(OsString::from).collect();
+                assert!(read(given).is_ok(), "{line}");
+                examples += 1;
+            }
+        });
+        assert!(examples >= 20, "{examples}");
     }
 
     #[test]

@@ -2,15 +2,22 @@
 
 use std::path::PathBuf;
 
-use super::{AskPlan, BenchPlan, Config};
+use crate::domain::Role;
+
+use super::{AskPlan, BenchPlan, Config, Login, Settings};
 
 /// What the process is to do.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Invocation {
     /// Run a node until it is asked to stop.
-    Run(Box<Config>),
-    /// Carry this out, and end.
-    Do(Command),
+    Run {
+        /// Its configuration,
+        config: Box<Config>,
+        /// and the same as it was written down.
+        settings: Settings,
+    },
+    /// Carry this out, and end. Nodes that are asked for something are shown who asks.
+    Do(Command, Login),
 }
 
 /// Anything but running a node.
@@ -29,6 +36,53 @@ pub enum Command {
     Bench(Box<BenchPlan>),
     /// `lally get` and the other questions to a node.
     Ask(Box<AskPlan>),
+    /// `lally token new`.
+    NewToken {
+        /// The file that its hash is appended to.
+        file: PathBuf,
+        /// What it is known by there.
+        name: String,
+        /// What it is for.
+        role: Role,
+        /// The beginnings of the keys that it is for; none: every key.
+        prefixes: Vec<String>,
+    },
+    /// `lally tls ...`.
+    Tls(TlsCommand),
+    /// Writes this to standard output: what needs nothing but the command line and the configuration.
+    Print(String),
+    /// `lally man --dir`.
+    Man {
+        /// Where the pages go.
+        dir: PathBuf,
+        /// The name and the text of each.
+        pages: Vec<(String, String)>,
+    },
+}
+
+/// What is done with the certificates of a cluster.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TlsCommand {
+    /// Makes an authority.
+    Init {
+        /// Where.
+        dir: PathBuf,
+        /// For how long.
+        days: u32,
+    },
+    /// Issues a certificate for a node.
+    Node {
+        /// Where the authority is.
+        dir: PathBuf,
+        /// The node.
+        name: String,
+        /// Where clients reach it.
+        hosts: Vec<String>,
+        /// The cluster that it is of.
+        cluster: String,
+        /// For how long.
+        days: u32,
+    },
 }
 
 /// What is done with a log.

@@ -17,7 +17,7 @@ pub(super) enum Kind {
 }
 
 /// One key of the configuration.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct KeySpec {
     /// As in YAML. The environment variable is `LALLY_` and this in capitals.
     pub(super) name: &'static str,
@@ -69,7 +69,7 @@ macro_rules! key {
 
 /// Every key, in the order of the help.
 #[rustfmt::skip]
-pub(super) const KEYS: [KeySpec; 26] = [
+pub(super) const KEYS: [KeySpec; 39] = [
     key!("fresh", "fresh", Switch, "BOOL", Some("false"),
         "Start with an empty log; the old one is moved aside, never deleted",
         "true or false"),
@@ -145,6 +145,45 @@ pub(super) const KEYS: [KeySpec; 26] = [
     key!("worker_threads", "worker-threads", Number, "N", None,
         "Threads that serve requests [default: one less than cores, at least 1]",
         "a whole number from 1 to 1024"),
+    key!("max_in_flight", "max-in-flight", Number, "N", Some("1024"),
+        "Requests of clients that are worked on at a time; more are refused at once",
+        "a whole number from 1 to 1000000"),
+    key!("max_connections", "max-connections", Number, "N", Some("4096"),
+        "Connections of clients that are open at a time; more are closed at once",
+        "a whole number from 1 to 1000000"),
+    key!("header_read_timeout", "header-read-timeout", Text, "DURATION", Some("5s"),
+        "How long a new connection may take for the head of its first request",
+        "a duration from 10ms to 10m, such as 5s"),
+    key!("body_read_timeout", "body-read-timeout", Text, "DURATION", Some("10s"),
+        "How long the body of a request may take",
+        "a duration from 10ms to 10m, such as 10s"),
+    key!("keep_alive_timeout", "keep-alive-timeout", Text, "DURATION", Some("60s"),
+        "How long a connection may be idle between two requests",
+        "a duration from 10ms to 24h, such as 60s"),
+    key!("tokens", "tokens", Text, "PATH", None,
+        "File of the tokens that clients need, as 'lally token new' makes it [default: clients need none]",
+        "the path of a file of tokens"),
+    key!("metrics_need_token", "metrics-need-token", Switch, "BOOL", Some("false"),
+        "Whether GET /metrics needs a token, too",
+        "true or false"),
+    key!("http_tls_cert", "http-tls-cert", Text, "PATH", None,
+        "Certificate that clients are shown, in PEM; then they are spoken to in TLS only",
+        "the path of a certificate in PEM"),
+    key!("http_tls_key", "http-tls-key", Text, "PATH", None,
+        "Key of that certificate, in PEM",
+        "the path of a private key in PEM"),
+    key!("peer_tls_ca", "peer-tls-ca", Text, "PATH", None,
+        "Authority of the nodes' certificates, in PEM; then nodes speak TLS only to each other, and both sides show a certificate",
+        "the path of a certificate in PEM"),
+    key!("peer_tls_cert", "peer-tls-cert", Text, "PATH", None,
+        "This node's certificate for other nodes, in PEM, as 'lally tls node' makes it",
+        "the path of a certificate in PEM"),
+    key!("peer_tls_key", "peer-tls-key", Text, "PATH", None,
+        "Key of that certificate, in PEM",
+        "the path of a private key in PEM"),
+    key!("insecure", "insecure", Switch, "BOOL", Some("false"),
+        "Listen where others reach this node without tokens and certificates: everybody there is trusted",
+        "true or false"),
     // Beside the table of layers: says which file is the YAML layer, so it is no key of the file.
     key!("config", "config", Text, "PATH", None,
         "Configuration file in YAML [default: ./lally.yml if it exists]",

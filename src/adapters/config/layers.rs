@@ -12,12 +12,14 @@ use std::path::{Path, PathBuf};
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
-use super::ask::{ADDR, ADDR_VARIABLE};
+use super::ask::{self, ADDR, ADDR_VARIABLE};
 use super::cli::{Asked, CommandLine};
-use super::errors::{ConfigExit, Refused};
-use super::invocation::{Command, Invocation, LogCommand};
+use super::effective::{Setting, Settings, Source};
+use super::errors::{ConfigExit, Mistake, Refused};
+use super::invocation::{Command, Invocation, LogCommand, TlsCommand};
 use super::keys::{CONFIG, KEYS, KeySpec, Kind};
-use super::{Config, cli, forms};
+use super::security::{Login, Purpose};
+use super::{Config, cli, forms, manual, secrets};
 
 /// The file that is read if it exists and no other one is named.
 const DEFAULT_FILE: &str = "./lally.yml";
@@ -43,14 +45,25 @@ fn parse_beside(
     args: Vec<OsString>,
     env: Vec<(String, String)>,
 ) -> Result<Invocation, ConfigExit> {
-    let CommandLine { flags, asked } = cli::read(args)?;
+    let CommandLine { flags, asked, login } = cli::read(args)?;
+    let flags = &flags;
     // Of a variable that is there twice, the later one counts, as in a shell.
     let env: Env = env.into_iter().filter(|(_, value)| !value.is_empty()).collect();
     // A flag of this command is more than a variable for all.
     let named = env.get(ADDR_VARIABLE).filter(|_| flags.is_empty());
-    let config = || merge(default_file, flags, &env).map(Box::new);
+    let merged = || merge(default_file, flags, &env, Purpose::Run);
+    let config =
+        || merge(default_file, flags, &env, Purpose::Ask).map(|(config, _)| Box::new(config));
+    let mut login = secrets::or_from_variables(login, |variable| env.get(variable).cloned());
     let command = match asked {
-        Asked::Run => return Ok(Invocation::Run(config()?)),
+        Asked::Run => {
+            let (config, settings) = merged()?;
+            return Ok(Invocation::Run { config: Box::new(config), settings });
+        }
+        Asked::ConfigCheck => return Ok(print(merged()?.1.found_fine())),
+        Asked::ConfigShow(form) => return Ok(print(merged()?.1.shown(form))),
+        Asked::Completions(shell) => return Ok(print(manual::completions(shell))),
+        Asked::Man(dir) => return Ok(Invocation::Do(manual::pages(dir), login)),
         Asked::LogCheck(paths) => LogCommand::Check { paths },
         Asked::LogDump(paths) => LogCommand::Dump { paths },
         Asked::LogRepair(path) => LogCommand::Repair { path },
@@ -58,38 +71,35 @@ fn parse_beside(
         Asked::Backup { to, from } => {
             let from = match from {
                 Some(addr) => addr.to_string(),
-                None => node_here(named, "from", config)?,
+                None => ask::node_here(named, "from", &mut login, config)?,
             };
-            return Ok(Invocation::Do(Command::Backup { to, from }));
+            return Ok(Invocation::Do(Command::Backup { to, from }, login));
         }
         Asked::Bench(mut plan) => {
             if plan.addrs.is_empty() {
-                plan.addrs = vec![node_here(named, ADDR, config)?];
+                plan.addrs = vec![ask::node_here(named, ADDR, &mut login, config)?];
             }
-            return Ok(Invocation::Do(Command::Bench(plan)));
+            return Ok(Invocation::Do(Command::Bench(plan), login));
         }
         Asked::Ask(mut plan) => {
             if plan.addr.is_empty() {
-                plan.addr = node_here(named, ADDR, config)?;
+                plan.addr = ask::node_here(named, ADDR, &mut login, config)?;
             }
-            return Ok(Invocation::Do(Command::Ask(plan)));
+            return Ok(Invocation::Do(Command::Ask(plan), login));
+        }
+        Asked::Settled(command) => return Ok(Invocation::Do(command, login)),
+        Asked::Tls(mut command) => {
+            if let TlsCommand::Node { cluster, .. } = &mut command {
+                *cluster = config()?.cluster_name;
+            }
+            return Ok(Invocation::Do(Command::Tls(command), login));
         }
     };
-    Ok(Invocation::Do(Command::Log(command)))
+    Ok(Invocation::Do(Command::Log(command), login))
 }
 
-/// The node that the environment names, or else the one of this machine's configuration. The option is
-/// what says it otherwise.
-fn node_here(
-    named: Option<&String>,
-    option: &str,
-    config: impl FnOnce() -> Result<Box<Config>, Refused>,
-) -> Result<String, Refused> {
-    let Some(named) = named else {
-        return config()?.http_addr_here(option).map_err(Refused::new);
-    };
-    let addr = forms::seed(named).map(|addr| addr.to_string());
-    addr.map_err(|wrong| Refused::new(format!("environment variable {ADDR_VARIABLE}: {wrong}")))
+fn print(text: String) -> Invocation {
+    Invocation::Do(Command::Print(text), Login::default())
 }
 
 type Texts = Vec<(&'static KeySpec, String)>;
@@ -97,27 +107,66 @@ type Texts = Vec<(&'static KeySpec, String)>;
 /// Without empty variables: they count as absent, since some orchestrators cannot leave one out.
 type Env = BTreeMap<String, String>;
 
-fn merge(default_file: &Path, flags: Texts, env: &Env) -> Result<Config, Refused> {
+/// What the layers say together; or every mistake in any of them.
+fn merge(
+    default_file: &Path,
+    flags: &Texts,
+    env: &Env,
+    purpose: Purpose,
+) -> Result<(Config, Settings), Refused> {
     let variables = variables(env);
-    let file = chosen_file(default_file, &flags, &variables);
+    let file = chosen_file(default_file, flags, &variables);
+    let mut mistakes = Vec::new();
     let mut layers = vec![Layer::texts(Place::Default, defaults())];
     if let Some(chosen) = &file {
-        layers.push(Layer::file(chosen)?);
+        layers.push(Layer::file(chosen, &mut mistakes));
     }
     layers.push(Layer::texts(Place::RustLog, rust_log(env)));
     layers.push(Layer::texts(Place::Environment, variables));
-    layers.push(Layer::texts(Place::Flags, flags));
+    layers.push(Layer::texts(Place::Flags, flags.clone()));
 
     let path = file.map(|chosen| chosen.path);
-    let mut figment = Figment::new();
-    let mut config = None;
-    for layer in layers {
-        figment = figment.merge(layer);
-        config = Some(Config::read(&figment, path.clone())?);
+    let (mut figment, mut config, mut found) = (Figment::new(), None, BTreeMap::new());
+    for mut layer in layers {
+        let (merged, read) = cover(&figment, &mut layer, path.as_ref(), &mut mistakes)?;
+        (figment, config) = (merged, Some(read));
+        found.extend(layer.settings());
     }
     let config = config.ok_or_else(|| Refused::new("there are no settings at all"))?;
-    config.check(&figment)?;
-    Ok(config)
+    // What is wrong already is not held against what is right.
+    let is_known =
+        |key: &&str| mistakes.iter().all(|m| !m.keys.is_empty() && !m.keys.contains(key));
+    let rules =
+        config.check(&figment, purpose).into_iter().filter(|rule| rule.keys.iter().all(is_known));
+    let rules: Vec<_> = rules.collect();
+    mistakes.extend(rules);
+    if !mistakes.is_empty() {
+        return Err(Refused(mistakes));
+    }
+    let settings = Settings::new(&config, found);
+    Ok((config, settings))
+}
+
+/// The settings with this layer on top of those below, without what is wrong in it.
+fn cover(
+    below: &Figment,
+    layer: &mut Layer,
+    path: Option<&PathBuf>,
+    mistakes: &mut Vec<Mistake>,
+) -> Result<(Figment, Config), Refused> {
+    loop {
+        let merged = below.clone().merge(layer.clone());
+        let mistake = match Config::read(&merged, path.cloned()) {
+            Ok(config) => return Ok((merged, config)),
+            Err(mistake) => mistake,
+        };
+        let wrong = mistake.keys.iter().filter_map(|key| layer.values.remove(*key)).count();
+        mistakes.push(mistake);
+        // What stands below was right.
+        if wrong == 0 {
+            return Err(Refused(std::mem::take(mistakes)));
+        }
+    }
 }
 
 /// Where a value stands, so that a message can send its reader there.
@@ -147,8 +196,19 @@ impl Place {
             }
         }
     }
+
+    fn source(&self, key: &KeySpec) -> Source {
+        match self {
+            Self::Default => Source::Default,
+            Self::File(path) => Source::File(path.clone()),
+            Self::RustLog => Source::Environment(RUST_LOG.to_owned()),
+            Self::Environment => Source::Environment(key.variable()),
+            Self::Flags => Source::CommandLine(format!("--{}", key.flag)),
+        }
+    }
 }
 
+#[derive(Debug, Clone)]
 struct Layer {
     place: Place,
     values: Dict,
@@ -161,33 +221,32 @@ impl Layer {
         Self { place, values: values.collect() }
     }
 
-    fn file(chosen: &ChosenFile) -> Result<Self, Refused> {
-        let refuse = |wrong: String| Refused::new(format!("{}: {wrong}", chosen.named_by));
-        let shown = chosen.path.display();
-        let text = read_text(&chosen.path).map_err(|wrong| refuse(format!("{shown} {wrong}")))?;
-        let yaml: serde_yaml::Value = serde_yaml::from_str(&text)
-            .map_err(|error| refuse(format!("{shown} is not valid YAML: {error}")))?;
-        let mapping = match yaml {
-            serde_yaml::Value::Null => serde_yaml::Mapping::new(),
-            serde_yaml::Value::Mapping(mapping) => mapping,
-            _ => {
-                return Err(refuse(format!(
-                    "{shown} is not a mapping; expected lines of KEY: VALUE"
-                )));
-            }
-        };
+    /// What the file says that can be understood.
+    fn file(chosen: &ChosenFile, mistakes: &mut Vec<Mistake>) -> Self {
+        let shown = chosen.path.display().to_string();
+        let mapping = chosen.mapping().unwrap_or_else(|wrong| {
+            mistakes.push(Mistake::new(format!("{}: {shown} {wrong}", chosen.named_by)));
+            serde_yaml::Mapping::new()
+        });
         let mut values = Dict::new();
         for (name, value) in mapping {
-            let key = known(&name)
-                .map_err(|wrong| Refused::new(format!("configuration file {shown}: {wrong}")))?;
-            let value = Value::serialize(&value).map_err(|error| {
-                Refused::new(format!("configuration file {shown}, key {}: {error}", key.name))
-            })?;
-            if let Some(value) = present(value) {
-                values.insert(key.name.to_owned(), value);
+            match pair(&name, &value) {
+                Ok((key, Some(value))) => drop(values.insert(key.name.to_owned(), value)),
+                Ok((_, None)) => {}
+                Err(wrong) => {
+                    let text = format!("configuration file {shown}{}", wrong.text);
+                    mistakes.push(Mistake { text, ..wrong });
+                }
             }
         }
-        Ok(Self { place: Place::File(shown.to_string()), values })
+        Self { place: Place::File(shown), values }
+    }
+
+    /// What this layer sets.
+    fn settings(&self) -> impl Iterator<Item = (&'static str, Setting)> {
+        let keys =
+            self.values.iter().filter_map(|(name, value)| Some((KeySpec::find(name)?, value)));
+        keys.map(|(key, value)| (key.name, Setting::new(key, value, self.place.source(key))))
     }
 }
 
@@ -206,6 +265,31 @@ struct ChosenFile {
     path: PathBuf,
     /// What made it the file to read.
     named_by: String,
+}
+
+impl ChosenFile {
+    /// What stands in it, or what is wrong with it, as the rest of a sentence.
+    fn mapping(&self) -> Result<serde_yaml::Mapping, String> {
+        let yaml: serde_yaml::Value = serde_yaml::from_str(&read_text(&self.path)?)
+            .map_err(|error| format!("is not valid YAML: {error}"))?;
+        match yaml {
+            serde_yaml::Value::Null => Ok(serde_yaml::Mapping::new()),
+            serde_yaml::Value::Mapping(mapping) => Ok(mapping),
+            _ => Err("is not a mapping; expected lines of KEY: VALUE".to_owned()),
+        }
+    }
+}
+
+/// A line of the file: a key, and its value unless that is "none". What is wrong is said as the end of
+/// a sentence that begins with the file.
+fn pair(
+    name: &serde_yaml::Value,
+    value: &serde_yaml::Value,
+) -> Result<(&'static KeySpec, Option<Value>), Mistake> {
+    let key = known(name).map_err(|wrong| Mistake::new(format!(": {wrong}")))?;
+    let value = Value::serialize(value)
+        .map_err(|error| Mistake::new(format!(", key {}: {error}", key.name)).about(&[key.name]))?;
+    Ok((key, present(value)))
 }
 
 fn chosen_file(default_file: &Path, flags: &Texts, variables: &Texts) -> Option<ChosenFile> {
@@ -356,7 +440,9 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         }
 
         fn config(&self) -> Config {
-            let Ok(Invocation::Run(config)) = self.parse() else { panic!("{:?}", self.parse()) };
+            let Ok(Invocation::Run { config, .. }) = self.parse() else {
+                panic!("{:?}", self.parse())
+            };
             *config
         }
 
@@ -396,6 +482,10 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         assert_eq!(config.max_absence, Duration::from_secs(604_800));
         assert!(config.hooks.is_empty());
         assert!(config.worker_threads.get() >= 1);
+        assert_eq!((config.max_in_flight, config.max_connections), (1_024, 4_096));
+        assert_eq!(config.header_read_timeout, Duration::from_secs(5));
+        assert_eq!(config.body_read_timeout, Duration::from_secs(10));
+        assert_eq!(config.keep_alive_timeout, Duration::from_secs(60));
     }
 
     #[test]
@@ -449,6 +539,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
             ("read_quorum", "majority"),
             ("write_quorum", "2"),
             ("bind", "0.0.0.0"),
+            ("insecure", "true"),
             ("advertise_addr", "db-1.internal"),
             ("data_dir", "some/dir"),
             ("fsync", "always"),
@@ -465,6 +556,18 @@ write_quorum: 1 # Number of nodes required for a successful write operation
             ("tombstone_grace", "2h"),
             ("max_absence", "4h"),
             ("worker_threads", "3"),
+            ("max_in_flight", "10"),
+            ("max_connections", "20"),
+            ("header_read_timeout", "1s"),
+            ("body_read_timeout", "2s"),
+            ("keep_alive_timeout", "3s"),
+            ("tokens", "tokens.yml"),
+            ("metrics_need_token", "true"),
+            ("http_tls_cert", "a.pem"),
+            ("http_tls_key", "a.key"),
+            ("peer_tls_ca", "ca.pem"),
+            ("peer_tls_cert", "b.pem"),
+            ("peer_tls_key", "b.key"),
         ];
         let (mut flags, mut variables) = (layers(), layers());
         let mut yaml = String::new();
@@ -595,6 +698,11 @@ write_quorum: 1 # Number of nodes required for a successful write operation
             ("hooks", "webhook", "the known hooks are: audit"),
             ("anti_entropy_interval", "1ms", "10ms to 24h"),
             ("worker_threads", "0", "from 1 to 1024"),
+            ("max_in_flight", "0", "from 1 to 1000000"),
+            ("max_connections", "many", "from 1 to 1000000"),
+            ("header_read_timeout", "1ms", "10ms to 10m"),
+            ("body_read_timeout", "11m", "10ms to 10m"),
+            ("keep_alive_timeout", "60", "10ms to 24h"),
         ] {
             let spec = KeySpec::find(key).unwrap();
             let message = file(format!("{key}: {wrong}\n")).refused();
@@ -662,7 +770,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         assert!(
             layers().args(&["--bind", "::1", "--seed-node", "[2001:db8::1]:1"]).parse().is_err()
         );
-        assert!(layers().args(&seed).args(&["--bind", "0.0.0.0"]).parse().is_ok());
+        assert!(layers().args(&seed).args(&["--bind", "0.0.0.0", "--insecure"]).parse().is_ok());
         for near in ["127.0.0.2:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1", "db-1:1"] {
             assert!(layers().args(&["--seed-node", near]).parse().is_ok(), "{near}");
         }
@@ -730,7 +838,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
             (&["log", "repair", "a"], LogCommand::Repair { path: "a".into() }),
         ] {
             let given = wrong().args(args).parse().unwrap();
-            assert_eq!(given, Invocation::Do(Command::Log(expected)));
+            assert_eq!(given, Invocation::Do(Command::Log(expected), Login::default()));
         }
         assert_says(&wrong().args(&["log", "import", "a"]).refused(), &["http_port"]);
     }
@@ -739,7 +847,7 @@ write_quorum: 1 # Number of nodes required for a successful write operation
     fn a_backup_is_of_the_node_that_the_configuration_says() {
         let from = |layers: Layers, args: &[&str]| {
             let given = layers.args(&[&["backup", "d"][..], args].concat()).parse();
-            let Ok(Invocation::Do(Command::Backup { to, from })) = given else {
+            let Ok(Invocation::Do(Command::Backup { to, from }, _)) = given else {
                 panic!("{given:?}")
             };
             assert_eq!(to, PathBuf::from("d"));
@@ -762,7 +870,10 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         let given = layers.args(&args).parse().unwrap();
         let import = |node| {
             let node = Box::new(node);
-            Invocation::Do(Command::Log(LogCommand::Import { file: "a.jsonl".into(), node }))
+            Invocation::Do(
+                Command::Log(LogCommand::Import { file: "a.jsonl".into(), node }),
+                Login::default(),
+            )
         };
         assert_eq!(given, import(config.clone()));
         let layers = file("cluster_name: blue\n").args(&args).args(&["--data-dir", "there"]);

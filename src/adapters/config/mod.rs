@@ -5,24 +5,36 @@
 //! defaults follow, so that the ways to set a key cannot drift apart. Each way is a layer
 //! (`layers`) of a figment, which remembers where every value came from: a refusal always names
 //! the place to change. What a value must look like is in `forms`, what values must not meet in
-//! `settings`, and what else but running a node can be asked for in `invocation`.
+//! `settings` and `security`, and what else but running a node can be asked for in `invocation`. What
+//! every key is set to, and by what, is `effective`; `origin` reads a configuration again, and `changes`
+//! says what of it is new. What a command shows of who it is, is in `secrets`.
 //! `docs/configuration.md` is the reference for users.
 
 mod ask;
 mod bench;
+mod changes;
 mod cli;
+mod effective;
 mod errors;
 mod forms;
 mod invocation;
 mod keys;
 mod layers;
+mod manual;
+mod origin;
+mod secrets;
+mod security;
 mod settings;
 
 pub use ask::{AskOptions, AskPlan, Question};
 pub use bench::{BenchPlan, Distribution, Extent, Mix};
+pub use changes::{Change, Changes};
+pub use effective::{Settings, ShowForm};
 pub use errors::{ConfigExit, Stream};
 pub use forms::{AdvertiseAddr, SeedAddr};
-pub use invocation::{Command, Invocation, LogCommand};
+pub use invocation::{Command, Invocation, LogCommand, TlsCommand};
 pub use keys::KNOWN_HOOKS;
 pub use layers::parse;
+pub use origin::Origin;
+pub use security::{CertFiles, Login, PeerCertFiles, Secret, Security};
 pub use settings::{Config, Fsync, LogFormat};

@@ -10,9 +10,10 @@ use figment::{Figment, Profile};
 
 use crate::domain::{MAX_VALUE_BYTES, QuorumSpec};
 
-use super::errors::Refused;
+use super::errors::Mistake;
 use super::forms::{self, AdvertiseAddr, SeedAddr, Wrong};
 use super::keys::{KNOWN_HOOKS, KeySpec};
+use super::security::{Purpose, Security};
 
 const KIB: u64 = 1_024;
 
@@ -28,6 +29,9 @@ const MAX_BODY_BYTES: u64 = 128 * MIB;
 const DEFAULT_BODY_BYTES: usize = 2 * 1_024 * 1_024;
 
 const MAX_WORKER_THREADS: u64 = 1_024;
+
+/// Requests, and connections: more than any machine has descriptors for.
+const MAX_AT_A_TIME: u64 = 1_000_000;
 
 /// The settings of a node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,6 +88,20 @@ pub struct Config {
     pub max_absence: Duration,
     /// Threads that serve requests.
     pub worker_threads: NonZeroUsize,
+    /// Requests of clients that are worked on at a time.
+    pub max_in_flight: usize,
+    /// Connections of clients that are open at a time.
+    pub max_connections: usize,
+    /// How long a new connection may take for the head of its first request.
+    pub header_read_timeout: Duration,
+    /// How long the body of a request may take.
+    pub body_read_timeout: Duration,
+    /// How long a connection may be idle.
+    pub keep_alive_timeout: Duration,
+    /// Who is let in, and how it is spoken.
+    pub security: Security,
+    /// Whether whoever reaches this node is trusted.
+    pub insecure: bool,
 }
 
 /// When the log is forced to disk.
@@ -126,7 +144,7 @@ impl Config {
     }
 
     /// Reads every setting. The rules between settings are not checked yet.
-    pub(super) fn read(figment: &Figment, config_file: Option<PathBuf>) -> Result<Self, Refused> {
+    pub(super) fn read(figment: &Figment, config_file: Option<PathBuf>) -> Result<Self, Mistake> {
         let from = Reader(figment);
         let max_value_bytes =
             from.required("max_value_bytes", |v| size(v, 1, MAX_VALUE_BYTES as u64))?;
@@ -164,93 +182,124 @@ impl Config {
             worker_threads: from
                 .optional("worker_threads", threads)?
                 .unwrap_or_else(default_worker_threads),
+            max_in_flight: from.required("max_in_flight", |v| count(v, MAX_AT_A_TIME))?,
+            max_connections: from.required("max_connections", |v| count(v, MAX_AT_A_TIME))?,
+            header_read_timeout: from
+                .required("header_read_timeout", |v| duration(v, 10, 10 * MINUTE_MS))?,
+            body_read_timeout: from
+                .required("body_read_timeout", |v| duration(v, 10, 10 * MINUTE_MS))?,
+            keep_alive_timeout: from
+                .required("keep_alive_timeout", |v| duration(v, 10, 86_400_000))?,
+            security: Security::read(&from, from.required("metrics_need_token", forms::switch)?)?,
+            insecure: from.required("insecure", forms::switch)?,
         })
     }
 
-    /// The rules between settings.
-    pub(super) fn check(&self, figment: &Figment) -> Result<(), Refused> {
+    /// What is against the rules between settings.
+    pub(super) fn check(&self, figment: &Figment, purpose: Purpose) -> Vec<Mistake> {
         let from = Reader(figment);
+        let mut mistakes = Vec::new();
+        let mut refuse =
+            |keys: &[&'static str], text| mistakes.push(Mistake::new(text).about(keys));
         if self.http_port == self.grpc_port && self.http_port != 0 {
-            return Err(Refused::new(format!(
+            let text = format!(
                 "{} and {} are both {}; expected two different ports, or 0 for any free port",
                 from.place("http_port"),
                 from.place("grpc_port"),
                 self.http_port
-            )));
+            );
+            refuse(&["http_port", "grpc_port"], text);
         }
         if self.max_absence < self.tombstone_grace {
-            return Err(Refused::new(format!(
+            let text = format!(
                 "{} is shorter than {}; expected at least as long",
                 from.place("max_absence"),
                 from.place("tombstone_grace")
-            )));
+            );
+            refuse(&["max_absence", "tombstone_grace"], text);
         }
         if self.fresh && self.replay_log.is_some() {
-            return Err(Refused::new(format!(
+            let text = format!(
                 "{} and {} exclude each other; expected one of them: start with an empty log, or \
                  with the contents of another one",
                 from.place("fresh"),
                 from.place("replay_log")
-            )));
+            );
+            refuse(&["fresh", "replay_log"], text);
         }
         if self.max_body_bytes < self.max_value_bytes {
-            return Err(Refused::new(format!(
+            let text = format!(
                 "{} is less than {}; expected a body that holds the longest value",
                 from.place("max_body_bytes"),
                 from.place("max_value_bytes")
-            )));
+            );
+            refuse(&["max_body_bytes", "max_value_bytes"], text);
         }
-        self.check_reachable(&from)
+        mistakes.extend(self.check_reachable(&from));
+        mistakes.extend(self.security.check(&from));
+        if purpose == Purpose::Run && mistakes.is_empty() && !self.insecure {
+            mistakes.extend(self.security.open_to_all(&from, self.bind));
+        }
+        mistakes
     }
 
     /// A node that listens on the loopback address only, and tells a seed on another host to call
     /// it there, joins and then gets nothing. Names are not judged: they are resolved later.
-    fn check_reachable(&self, from: &Reader<'_>) -> Result<(), Refused> {
+    fn check_reachable(&self, from: &Reader<'_>) -> Option<Mistake> {
         let elsewhere = |seed: &&SeedAddr| {
             seed.host.parse::<IpAddr>().is_ok_and(|ip| !ip.to_canonical().is_loopback())
         };
-        match self.seed_nodes.iter().find(elsewhere) {
-            Some(seed) if self.bind.to_canonical().is_loopback() => Err(Refused::new(format!(
-                "{} is {}, where no other host reaches this node, but the seed {seed} ({}) is on \
-                 another host; add --bind with an address of this host that the seed can reach, \
-                 or --bind 0.0.0.0",
-                from.place("bind"),
-                self.bind,
-                from.place("seed_node"),
-            ))),
-            _ => Ok(()),
+        let seed = self.seed_nodes.iter().find(elsewhere)?;
+        if !self.bind.to_canonical().is_loopback() {
+            return None;
         }
+        let text = format!(
+            "{} is {}, where no other host reaches this node, but the seed {seed} ({}) is on \
+             another host; add --bind with an address of this host that the seed can reach, \
+             or --bind 0.0.0.0",
+            from.place("bind"),
+            self.bind,
+            from.place("seed_node"),
+        );
+        Some(Mistake::new(text).about(&["bind", "seed_node"]))
     }
 }
 
-struct Reader<'a>(&'a Figment);
+/// What the layers say.
+pub(super) struct Reader<'a>(&'a Figment);
 
 impl Reader<'_> {
     /// Where the value of a key stands.
-    fn place(&self, key: &str) -> String {
+    pub(super) fn place(&self, key: &str) -> String {
         let metadata = self.0.find_metadata(key);
         let place = metadata.map(|metadata| metadata.interpolate(&Profile::Default, &[key]));
         place.unwrap_or_else(|| format!("the default of {key}"))
     }
 
-    fn optional<T>(
+    /// Whether the key has a value.
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.0.find_value(key).is_ok()
+    }
+
+    pub(super) fn optional<T>(
         &self,
-        key: &str,
+        key: &'static str,
         read: impl FnOnce(&Value) -> Result<T, Wrong>,
-    ) -> Result<Option<T>, Refused> {
+    ) -> Result<Option<T>, Mistake> {
         let Ok(value) = self.0.find_value(key) else { return Ok(None) };
         read(&value).map(Some).map_err(|wrong| {
             let expected = KeySpec::find(key).map_or("another value", |spec| spec.expected);
-            Refused::new(format!("{}: {wrong}; expected {expected}", self.place(key)))
+            let text = format!("{}: {wrong}; expected {expected}", self.place(key));
+            Mistake::new(text).about(&[key])
         })
     }
 
     fn required<T>(
         &self,
-        key: &str,
+        key: &'static str,
         read: impl FnOnce(&Value) -> Result<T, Wrong>,
-    ) -> Result<T, Refused> {
-        let missing = || Refused::new(format!("{key} is not set"));
+    ) -> Result<T, Mistake> {
+        let missing = || Mistake::new(format!("{key} is not set"));
         self.optional(key, read)?.ok_or_else(missing)
     }
 }
@@ -269,7 +318,7 @@ fn quorum(value: &Value) -> Result<QuorumSpec, Wrong> {
     }
 }
 
-fn path(value: &Value) -> Result<PathBuf, Wrong> {
+pub(super) fn path(value: &Value) -> Result<PathBuf, Wrong> {
     let text = forms::text(value)?;
     if text.contains('\0') {
         return Err(format!("{} contains a NUL", forms::quoted(text)));
@@ -326,6 +375,11 @@ fn duration(value: &Value, min_ms: u64, max_ms: u64) -> Result<Duration, Wrong> 
 fn size(value: &Value, min: u64, max: u64) -> Result<usize, Wrong> {
     let bytes = forms::in_range(forms::size(value)?, min, max, value)?;
     usize::try_from(bytes).map_err(|_| format!("{} is out of range", forms::shown(value)))
+}
+
+fn count(value: &Value, max: u64) -> Result<usize, Wrong> {
+    let number = forms::in_range(forms::integer(value)?, 1, max, value)?;
+    usize::try_from(number).map_err(|_| format!("{} is out of range", forms::shown(value)))
 }
 
 /// One less than cores: what is left goes to the kernel's part of the network and the disk, to the

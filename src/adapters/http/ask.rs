@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::{BodyExt, Full, Limited};
 use tokio::time::timeout;
 
-use super::client::HttpClient;
+use super::client::{HttpClient, Remote};
 
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
@@ -56,20 +56,21 @@ pub enum AskError {
     },
 }
 
-/// Asks the node at `addr` (`HOST:PORT`) on a connection of its own. Waits half a minute at most for the
+/// Asks a node on a connection of its own. Waits half a minute at most for the
 /// answer to begin, and then as long as it goes on.
 ///
 /// # Errors
 /// [`AskError`]. That a node refuses is an answer.
 pub async fn ask(
-    addr: &str,
+    remote: &Remote,
     method: Method,
     path: &str,
     body: Bytes,
 ) -> Result<Answered, AskError> {
+    let addr = remote.addr();
     let unreachable = |error| AskError::Unreachable { addr: addr.to_owned(), error };
     let late = || io::Error::new(io::ErrorKind::TimedOut, "it does not answer");
-    let connecting = timeout(CONNECT_WITHIN, HttpClient::connect(addr)).await;
+    let connecting = timeout(CONNECT_WITHIN, HttpClient::connect(remote)).await;
     let mut client = connecting.unwrap_or_else(|_| Err(late())).map_err(unreachable)?;
     let request = Request::builder()
         .method(method)

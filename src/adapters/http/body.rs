@@ -18,9 +18,9 @@ use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::domain::{InvalidNodeId, Key, NodeId, QuorumSpec, Value};
-use crate::ports::{Consistency, RequestOptions};
+use crate::ports::{Consistency, InvalidLogLevel, LogLevel, RequestOptions};
 
-use super::HttpOptions;
+use super::LiveOptions;
 use super::admission::Places;
 use super::errors::{Code, Refusal};
 
@@ -39,6 +39,7 @@ const MAX_QUOTED_BYTES: usize = 200;
 const KEY_FORM: &str = r#"{"key": string}"#;
 const KEY_VALUE_FORM: &str = r#"{"key": string, "value": string}"#;
 const ID_FORM: &str = r#"{"id": a node id of 16 hexadecimal digits}"#;
+const LEVEL_FORM: &str = r#"{"level": "off", "error", "warn", "info", "debug" or "trace"}"#;
 const OPTIONAL_FIELDS: &str = r#", optionally "quorum": a whole number >= 1, "majority" or "all", and "timeout_ms": a whole number from 1 to 10000"#;
 
 const OPTIONAL_GET_FIELDS: &str = r#", optionally "quorum": a whole number >= 1, "majority" or "all", "timeout_ms": a whole number from 1 to 10000, and "consistency": "default" or "confirmed""#;
@@ -47,11 +48,11 @@ const OPTIONAL_GET_FIELDS: &str = r#", optionally "quorum": a whole number >= 1,
 /// there with its head takes one of the places of those that are waited for.
 pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(
     request: Request<B>,
-    options: &HttpOptions,
+    options: &LiveOptions,
     places: Places<'_>,
 ) -> Result<Bytes, Refusal> {
     check_media_type(request.headers())?;
-    let max = options.max_body_bytes;
+    let max = options.max_body_bytes();
     // A client that asks first (RFC 9110, 10.1.1) waits for the answer before it sends anything.
     let asks_first = request.headers().contains_key(header::EXPECT);
     let declared = declared_length(request.headers());
@@ -65,11 +66,12 @@ pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(
         return read;
     }
     let _place = places.take()?;
-    Box::pin(tokio::time::timeout(options.body_read_timeout, reading)).await.unwrap_or_else(|_| {
+    let timeout = options.body_read_timeout();
+    Box::pin(tokio::time::timeout(timeout, reading)).await.unwrap_or_else(|_| {
         if too_long {
             return Err(too_large(max));
         }
-        let ms = options.body_read_timeout.as_millis();
+        let ms = timeout.as_millis();
         Err(Refusal::new(Code::RequestTimeout, format!("the body did not arrive within {ms} ms")))
     })
 }
@@ -99,6 +101,20 @@ pub(super) fn parse_id(body: &[u8]) -> Result<NodeId, Refusal> {
     let fields: IdFields<'_> = parse(body, ID_FORM, "")?;
     let refuse = |wrong| Refusal::bad_request(format!("{wrong}; expected {ID_FORM}"));
     fields.id.parse().map_err(|wrong: InvalidNodeId| refuse(wrong))
+}
+
+/// `{"level"}`.
+pub(super) fn parse_level(body: &[u8]) -> Result<LogLevel, Refusal> {
+    let fields: LevelFields<'_> = parse(body, LEVEL_FORM, "")?;
+    let refuse = |wrong| Refusal::bad_request(format!("{wrong}; expected {LEVEL_FORM}"));
+    fields.level.parse().map_err(|wrong: InvalidLogLevel| refuse(wrong))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LevelFields<'a> {
+    #[serde(borrow)]
+    level: Cow<'a, str>,
 }
 
 #[derive(Deserialize)]
@@ -342,13 +358,14 @@ async fn discard<B: Body<Data = Bytes> + Unpin>(mut body: B) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::HttpOptions;
     use super::*;
     use axum::body::Body;
     use axum::extract::Request;
     use std::sync::atomic::AtomicUsize;
 
     async fn read_all(request: Request, options: &HttpOptions) -> Result<Bytes, Refusal> {
-        read(request, options, Places::new(&AtomicUsize::new(0), 1)).await
+        read(request, &LiveOptions::from(*options), Places::new(&AtomicUsize::new(0), 1)).await
     }
     use axum::http::HeaderValue;
     use futures_util::stream;

@@ -7,59 +7,97 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
+use arc_swap::ArcSwap;
 use axum_server::accept::Accept;
+use futures_util::future::{BoxFuture, Either, FutureExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
+use tokio::time::timeout;
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::server::TlsStream;
+use tokio_util::either;
 
+use super::LiveOptions;
 use super::metrics::Metrics;
 
 /// Accepts connections up to a limit; one more is closed at once, so that a flood of them costs
 /// those that are open little.
 #[derive(Debug, Clone)]
 pub(super) struct Limit {
-    max: usize,
+    options: LiveOptions,
+    tls: Option<Arc<ArcSwap<ServerConfig>>>,
     metrics: Arc<Metrics>,
 }
 
 impl Limit {
-    pub(super) const fn new(max: usize, metrics: Arc<Metrics>) -> Self {
-        Self { max, metrics }
+    /// What each connection begins with, if TLS is spoken, has as long as the head of a request.
+    pub(super) const fn new(
+        options: LiveOptions,
+        tls: Option<Arc<ArcSwap<ServerConfig>>>,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        Self { options, tls, metrics }
     }
 
-    fn admit(&self, stream: TcpStream) -> io::Result<Connection> {
+    /// Counts a connection in, if there is room for it.
+    fn admit(&self, stream: &TcpStream) -> io::Result<Counted> {
         let open = self.metrics.connections.fetch_add(1, Ordering::Relaxed);
         // From here on the connection is counted, and dropping it counts it out again.
-        let connection = Connection { stream, metrics: Arc::clone(&self.metrics) };
-        if open >= self.max {
+        let counted = Counted(Arc::clone(&self.metrics));
+        if open >= self.options.max_connections() {
             self.metrics.connections_refused.fetch_add(1, Ordering::Relaxed);
             return Err(io::ErrorKind::ConnectionRefused.into());
         }
         // A response is one write; there is nothing to wait for.
-        connection.stream.set_nodelay(true)?;
-        Ok(connection)
+        stream.set_nodelay(true)?;
+        Ok(counted)
     }
 }
 
-impl<S> Accept<TcpStream, S> for Limit {
+impl<S: Send + 'static> Accept<TcpStream, S> for Limit {
     type Stream = Connection;
     type Service = S;
-    type Future = Ready<io::Result<(Connection, S)>>;
+    type Future =
+        Either<Ready<io::Result<(Connection, S)>>, BoxFuture<'static, io::Result<(Connection, S)>>>;
 
     fn accept(&self, stream: TcpStream, service: S) -> Self::Future {
-        ready(self.admit(stream).map(|connection| (connection, service)))
+        let counted = match self.admit(&stream) {
+            Ok(counted) => counted,
+            Err(refused) => return Either::Left(ready(Err(refused))),
+        };
+        let Some(tls) = &self.tls else {
+            let connection = Connection { stream: Stream::Left(stream), _counted: counted };
+            return Either::Left(ready(Ok((connection, service))));
+        };
+        let handshake = TlsAcceptor::from(tls.load_full()).accept(stream);
+        let handshake = timeout(self.options.initial().header_read_timeout, handshake);
+        let accepting = async move {
+            let stream = handshake.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
+            let stream = Stream::Right(Box::new(stream));
+            Ok((Connection { stream, _counted: counted }, service))
+        };
+        Either::Right(accepting.boxed())
     }
 }
 
 /// An accepted connection; counted for as long as it lives.
 #[derive(Debug)]
 pub(super) struct Connection {
-    stream: TcpStream,
-    metrics: Arc<Metrics>,
+    stream: Stream,
+    _counted: Counted,
 }
 
-impl Drop for Connection {
+/// As it is, or in TLS: boxed, since it has its buffers in it.
+type Stream = either::Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+/// One of the connections that are open.
+#[derive(Debug)]
+struct Counted(Arc<Metrics>);
+
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.metrics.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.connections.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

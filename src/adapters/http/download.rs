@@ -13,7 +13,7 @@ use futures_util::StreamExt;
 use http_body_util::Full;
 use tokio::time::timeout;
 
-use super::client::HttpClient;
+use super::client::{HttpClient, Remote};
 
 /// Where a node gives out a backup.
 pub(super) const BACKUP_PATH: &str = "/admin/backup";
@@ -69,13 +69,14 @@ pub enum DownloadError {
 }
 
 impl Download {
-    /// Asks the node at `addr` (`HOST:PORT`) for a backup.
+    /// Asks a node for a backup.
     ///
     /// # Errors
     /// [`DownloadError`].
-    pub async fn begin(addr: &str) -> Result<Self, DownloadError> {
+    pub async fn begin(remote: &Remote) -> Result<Self, DownloadError> {
+        let addr = remote.addr();
         let unreachable = |error| DownloadError::Unreachable { addr: addr.to_owned(), error };
-        let connecting = timeout(CONNECT_WITHIN, HttpClient::connect(addr)).await;
+        let connecting = timeout(CONNECT_WITHIN, HttpClient::connect(remote)).await;
         let mut client = connecting.unwrap_or_else(|_| Err(no_answer())).map_err(unreachable)?;
         let request = Request::get(BACKUP_PATH).header(header::HOST, addr).body(Full::default());
         let request = request.map_err(io::Error::other).map_err(unreachable)?;

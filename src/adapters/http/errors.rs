@@ -25,10 +25,12 @@ pub(super) enum Code {
     DiskFull,
     MemoryFull,
     LogFailed,
+    Unauthorized,
+    Forbidden,
 }
 
 impl Code {
-    pub(super) const ALL: [Self; 15] = [
+    pub(super) const ALL: [Self; 17] = [
         Self::BadRequest,
         Self::Vetoed,
         Self::NotFound,
@@ -44,6 +46,8 @@ impl Code {
         Self::DiskFull,
         Self::MemoryFull,
         Self::LogFailed,
+        Self::Unauthorized,
+        Self::Forbidden,
     ];
 
     /// As in the body.
@@ -64,6 +68,8 @@ impl Code {
             Self::DiskFull => "disk_full",
             Self::MemoryFull => "memory_full",
             Self::LogFailed => "log_failed",
+            Self::Unauthorized => "unauthorized",
+            Self::Forbidden => "forbidden",
         }
     }
 
@@ -71,7 +77,8 @@ impl Code {
     pub(super) const fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
-            Self::Vetoed => StatusCode::FORBIDDEN,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Vetoed | Self::Forbidden => StatusCode::FORBIDDEN,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::RequestTimeout => StatusCode::REQUEST_TIMEOUT,
@@ -146,7 +153,7 @@ mod tests {
         for (index, code) in Code::ALL.into_iter().enumerate() {
             assert_eq!(code as usize, index);
         }
-        assert_eq!(Code::LogFailed as usize + 1, Code::ALL.len());
+        assert_eq!(Code::Forbidden as usize + 1, Code::ALL.len());
     }
 
     #[test]

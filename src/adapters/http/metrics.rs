@@ -16,7 +16,7 @@ use prometheus_client::registry::Registry;
 
 use crate::domain::MemberState;
 use crate::ports::{
-    ClientApi, ComparisonStats, LogStats, MemberStatus, NodeStats, OpKind, SyncTimes,
+    ClientApi, ComparisonStats, LogStats, MemberStatus, NodeStats, OpKind, ReloadStats, SyncTimes,
 };
 
 use super::errors::Code;
@@ -205,6 +205,7 @@ impl Collector for Scrape {
         let stats = self.api.stats();
         self.encode_gauges(&stats, &mut encoder)?;
         Self::encode_syncs(&stats.log, &mut encoder)?;
+        Self::encode_reloads(stats.reloads, &mut encoder)?;
         self.encode_counters(&stats, &mut encoder)
     }
 }
@@ -320,6 +321,16 @@ impl Scrape {
             encoder
                 .encode_descriptor("memory_limit_bytes", help, None, MetricType::Gauge)?
                 .encode_gauge(&bytes)?;
+        }
+        Ok(())
+    }
+
+    fn encode_reloads(reloads: ReloadStats, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let help = "Times that the configuration was read again";
+        let mut family = encoder.encode_descriptor("reloads", help, None, MetricType::Counter)?;
+        for (result, count) in [("ok", reloads.applied), ("failed", reloads.refused)] {
+            let labels = [("result", result)];
+            family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
         Ok(())
     }

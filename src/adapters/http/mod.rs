@@ -1,7 +1,7 @@
 //! The HTTP API: JSON in, JSON out, over the [`ClientApi`](crate::ports::ClientApi) port.
 //!
 //! A request passes through few hands: the connection limit (`connections`), the route
-//! (`routes`), its body (`body`), the cap on requests in flight (`admission`), the port, and one buffer that
+//! (`routes`), who may do what (`guard`), its body (`body`), the cap on requests in flight (`admission`), the port, and one buffer that
 //! is the response (`render`). There is no stack of middleware: each layer would cost a boxed
 //! future per request, and what they do is done here in a few lines. Every refusal takes its
 //! shape and code from `errors`, every count ends up in `metrics`.
@@ -19,6 +19,7 @@ mod client;
 mod connections;
 mod download;
 mod errors;
+mod guard;
 mod json_text;
 mod metrics;
 mod options;
@@ -29,8 +30,9 @@ mod server;
 mod timer;
 
 pub use ask::{Answered, AskError, ask};
-pub use client::HttpClient;
+pub use client::{HttpClient, Remote};
 pub use download::{Download, DownloadError};
-pub use options::HttpOptions;
+pub use guard::Guard;
+pub use options::{HttpOptions, LiveOptions};
 pub use routes::service;
-pub use server::serve;
+pub use server::{Entrance, serve};

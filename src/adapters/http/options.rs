@@ -1,5 +1,10 @@
 //! The limits of the HTTP API: every size and every wait has one.
+//!
+//! Some of them can be changed while the server runs ([`LiveOptions`]); they are asked anew for each
+//! request, at the cost of a load from memory.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 /// Limits of the HTTP API.
@@ -36,5 +41,92 @@ impl Default for HttpOptions {
             body_read_timeout: Duration::from_secs(10),
             drain: Duration::from_secs(5),
         }
+    }
+}
+
+/// [`HttpOptions`] of a server that runs. Clones are the same options.
+#[derive(Debug, Clone)]
+pub struct LiveOptions(Arc<Live>);
+
+#[derive(Debug)]
+struct Live {
+    /// What the server was set up with; of that, what is not below never changes.
+    initial: HttpOptions,
+    max_body_bytes: AtomicUsize,
+    max_in_flight: AtomicUsize,
+    max_connections: AtomicUsize,
+    body_read_timeout_ms: AtomicU64,
+}
+
+impl From<HttpOptions> for LiveOptions {
+    fn from(initial: HttpOptions) -> Self {
+        let live = Self(Arc::new(Live {
+            initial,
+            max_body_bytes: AtomicUsize::default(),
+            max_in_flight: AtomicUsize::default(),
+            max_connections: AtomicUsize::default(),
+            body_read_timeout_ms: AtomicU64::default(),
+        }));
+        live.change(&initial);
+        live
+    }
+}
+
+impl LiveOptions {
+    /// Takes over `max_body_bytes`, `max_in_flight`, `max_connections` and `body_read_timeout` (to the
+    /// millisecond) from these options, for requests and connections from now on. What has begun goes
+    /// on, also if there is more of it than the new limits allow.
+    pub fn change(&self, to: &HttpOptions) {
+        let timeout_ms = u64::try_from(to.body_read_timeout.as_millis()).unwrap_or(u64::MAX);
+        self.0.max_body_bytes.store(to.max_body_bytes, Ordering::Relaxed);
+        self.0.max_in_flight.store(to.max_in_flight, Ordering::Relaxed);
+        self.0.max_connections.store(to.max_connections, Ordering::Relaxed);
+        self.0.body_read_timeout_ms.store(timeout_ms, Ordering::Relaxed);
+    }
+
+    pub(super) fn initial(&self) -> &HttpOptions {
+        &self.0.initial
+    }
+
+    pub(super) fn max_body_bytes(&self) -> usize {
+        self.0.max_body_bytes.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn max_in_flight(&self) -> usize {
+        self.0.max_in_flight.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn max_connections(&self) -> usize {
+        self.0.max_connections.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn body_read_timeout(&self) -> Duration {
+        Duration::from_millis(self.0.body_read_timeout_ms.load(Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_changed_holds_for_every_clone_and_nothing_else_changes() {
+        let options = HttpOptions::default();
+        let live = LiveOptions::from(options);
+        assert_eq!(live.max_in_flight(), options.max_in_flight);
+        let changed = HttpOptions {
+            max_body_bytes: 1,
+            max_in_flight: 2,
+            max_connections: 3,
+            body_read_timeout: Duration::from_millis(4),
+            ..options
+        };
+        live.clone().change(&changed);
+        assert_eq!(
+            (live.max_body_bytes(), live.max_in_flight(), live.max_connections()),
+            (1, 2, 3)
+        );
+        assert_eq!(live.body_read_timeout(), Duration::from_millis(4));
+        assert_eq!(live.initial(), &options);
     }
 }

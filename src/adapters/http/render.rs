@@ -203,6 +203,9 @@ pub(super) fn refusal(refusal: &Refusal) -> Response<Whole> {
     if refusal.code.status() == StatusCode::SERVICE_UNAVAILABLE {
         headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
     }
+    if refusal.code == Code::Unauthorized {
+        headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+    }
     if refusal.code == Code::RequestTimeout {
         // The rest of the body may still come; nothing can follow it on this connection.
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -24,9 +24,10 @@ use crate::ports::{ClientApi, Consistency, OpKind, Verdict};
 use super::admission::Places;
 use super::download::BACKUP_PATH;
 use super::errors::{Code, Refusal};
+use super::guard::{Admitted, Guard};
 use super::metrics::{CONTENT_TYPE, Call, Exporter, Metrics, Outcome};
 use super::render::Whole;
-use super::{HttpOptions, body, render};
+use super::{HttpOptions, LiveOptions, body, render};
 
 type Result = std::result::Result<(Outcome, Response<Whole>), Refusal>;
 
@@ -39,14 +40,15 @@ pub fn service(
 + Clone
 + Send
 + 'static {
-    let service = measured_service(api, options, Arc::default());
+    let service = measured_service(api, options.into(), Guard::open(), Arc::default());
     service.map_response(|response: Response<_>| response.map(Body::new))
 }
 
 /// The same for requests with this type of body, counting here.
 pub(super) fn measured_service<B>(
     api: Arc<dyn ClientApi>,
-    options: HttpOptions,
+    options: LiveOptions,
+    guard: Guard,
     metrics: Arc<Metrics>,
 ) -> impl Service<
     RequestOf<B>,
@@ -60,7 +62,7 @@ where
     B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
 {
     let exporter = Exporter::new(Arc::clone(&metrics), Arc::clone(&api));
-    let front = Arc::new(Front { api, options, metrics, exporter });
+    let front = Arc::new(Front { api, options, guard, metrics, exporter });
     let shared = Arc::new((router(Arc::clone(&front)), front));
     tower::service_fn(move |request: RequestOf<B>| {
         let shared = Arc::clone(&shared);
@@ -68,6 +70,10 @@ where
             let (router, front) = &*shared;
             if let Some(call) = call_on_data(&request) {
                 return Ok(front.carry_out(call, request).await.map(Either::Left));
+            }
+            if let Err(refusal) = front.guard.admit(request.uri().path(), request.headers()) {
+                let refused = front.answer(Call::Other, async { Err(refusal) }).await;
+                return Ok(refused.map(Either::Left));
             }
             // Boxed: the future of nearly all requests need not have room for it.
             let response = Box::pin(router.clone().oneshot(request.map(Body::new))).await;
@@ -90,6 +96,7 @@ fn router(front: Arc<Front>) -> Router {
         .route("/cluster/forget", routing::post(forget))
         .route("/cluster/safe-to-stop", routing::get(safe_to_stop))
         .route("/admin/compact", routing::post(compact_log))
+        .route("/admin/log-level", routing::put(set_log_level))
         .route(BACKUP_PATH, routing::get(backup))
         .route("/metrics", routing::get(scrape))
         .fallback(not_found)
@@ -110,7 +117,8 @@ fn call_on_data<B>(request: &RequestOf<B>) -> Option<OpKind> {
 
 struct Front {
     api: Arc<dyn ClientApi>,
-    options: HttpOptions,
+    options: LiveOptions,
+    guard: Guard,
     metrics: Arc<Metrics>,
     exporter: Exporter,
 }
@@ -123,17 +131,21 @@ impl Front {
         B: HttpBody<Data = Bytes> + Unpin,
     {
         let started = Instant::now();
-        let result = match self.read(request).await {
-            Ok(bytes) => self.admitted(self.work(call, bytes)).await,
+        let result = match self.guard.admit(request.uri().path(), request.headers()) {
+            Ok(client) => match self.read(request).await {
+                Ok(bytes) => self.admitted(self.work(call, &client, bytes)).await,
+                Err(refusal) => Err(refusal),
+            },
             Err(refusal) => Err(refusal),
         };
         self.finish(call.into(), started, result)
     }
 
-    async fn work(&self, call: OpKind, bytes: Bytes) -> Result {
+    async fn work(&self, call: OpKind, client: &Admitted, bytes: Bytes) -> Result {
         let (key, answer) = match call {
             OpKind::Get => {
                 let (key, options) = body::parse_get(&bytes)?;
+                client.check(&key)?;
                 let answer = self.api.get(key.clone(), options).await?;
                 if options.consistency == Consistency::Confirmed {
                     let response = render::confirmed(key.as_str(), &answer);
@@ -143,6 +155,7 @@ impl Front {
             }
             OpKind::Add => {
                 let (key, value, options) = body::parse_key_value(&bytes)?;
+                client.check(&key)?;
                 // The value has its own copy now; the rest of the frame need not wait for the quorum.
                 drop(bytes);
                 let answer = self.api.add(key.clone(), value, options).await?;
@@ -150,6 +163,7 @@ impl Front {
             }
             OpKind::Remove => {
                 let (key, options) = body::parse_key(&bytes)?;
+                client.check(&key)?;
                 let answer = self.api.remove(key.clone(), options).await?;
                 (key, answer)
             }
@@ -165,9 +179,14 @@ impl Front {
     }
 
     async fn forget(&self, request: Request) -> std::result::Result<Forgotten, Refusal> {
-        let awaited = Places::new(&self.metrics.bodies_awaited, self.options.max_in_flight);
-        let bytes = body::read(request, &self.options, awaited).await?;
+        let bytes = body::read(request, &self.options, self.awaited()).await?;
         Ok(self.api.forget(body::parse_id(&bytes)?).await?)
+    }
+
+    async fn set_log_level(&self, request: Request) -> std::result::Result<(), Refusal> {
+        let bytes = body::read(request, &self.options, self.awaited()).await?;
+        let set = self.api.set_log_level(body::parse_level(&bytes)?);
+        set.map_err(|error| Refusal::new(Code::NotFound, error.to_string()))
     }
 
     async fn read<B>(&self, request: RequestOf<B>) -> std::result::Result<Bytes, Refusal>
@@ -175,8 +194,7 @@ impl Front {
         B: HttpBody<Data = Bytes> + Unpin,
     {
         self.working().check()?;
-        let awaited = Places::new(&self.metrics.bodies_awaited, self.options.max_in_flight);
-        body::read(request, &self.options, awaited).await
+        body::read(request, &self.options, self.awaited()).await
     }
 
     /// The work has not begun when it is handed in: what is shed does nothing.
@@ -186,7 +204,12 @@ impl Front {
     }
 
     fn working(&self) -> Places<'_> {
-        Places::new(&self.metrics.in_flight, self.options.max_in_flight)
+        Places::new(&self.metrics.in_flight, self.options.max_in_flight())
+    }
+
+    /// As many bodies may be waited for as requests are worked on.
+    fn awaited(&self) -> Places<'_> {
+        Places::new(&self.metrics.bodies_awaited, self.options.max_in_flight())
     }
 
     fn finish(&self, call: Call, started: Instant, result: Result) -> Response<Whole> {
@@ -242,6 +265,13 @@ async fn compact_log(State(front): State<Arc<Front>>) -> Response<Whole> {
     }
 }
 
+async fn set_log_level(State(front): State<Arc<Front>>, request: Request) -> Response<Whole> {
+    match front.set_log_level(request).await {
+        Ok(()) => render::fine("The log level is changed."),
+        Err(refusal) => render::refusal(&refusal),
+    }
+}
+
 async fn backup(State(front): State<Arc<Front>>) -> Response<Body> {
     match front.api.backup().await {
         Ok(stream) => render::backup(stream),
@@ -288,9 +318,9 @@ mod tests {
         StopRisk, Timestamp, Value,
     };
     use crate::ports::{
-        Answer, ClientError, ClusterStatus, ComparisonStats, ForgetError, LogError, LogStats,
-        MemberStatus, MockBackupStream, MockClientApi, NodeStats, NodeStatus, RequestOptions,
-        StoreStats, SyncTimes,
+        Answer, ClientError, ClusterStatus, ComparisonStats, ForgetError, LogError, LogLevel,
+        LogStats, MemberStatus, MockBackupStream, MockClientApi, NoLogLevel, NodeStats, NodeStatus,
+        ReloadStats, RequestOptions, StoreStats, SyncTimes,
     };
     use axum::http::{Method, StatusCode};
     use http_body_util::BodyExt;
@@ -318,7 +348,8 @@ mod tests {
     }
 
     fn app_with(api: MockClientApi, options: HttpOptions) -> App {
-        BoxCloneSyncService::new(measured_service(Arc::new(api), options, Arc::default()))
+        let (api, options) = (Arc::new(api), options.into());
+        BoxCloneSyncService::new(measured_service(api, options, Guard::open(), Arc::default()))
     }
 
     fn request(method: Method, path: &str, body: impl Into<Body>) -> Request {
@@ -375,6 +406,27 @@ mod tests {
         let request = request(Method::GET, "/admin/backup", Body::empty());
         let (_, body) = app.oneshot(request).await.unwrap().into_parts();
         assert!(body.collect().await.is_err());
+    }
+
+    #[tokio::test]
+    async fn the_log_level_is_set_by_its_name() {
+        let mut api = MockClientApi::new();
+        api.expect_set_log_level().withf(|level| *level == LogLevel::Debug).return_once(|_| Ok(()));
+        api.expect_set_log_level().return_once(|_| Err(NoLogLevel));
+        let app = app(api);
+        for (body, status, says) in [
+            (r#"{"level":"debug"}"#, 200, "The log level is changed."),
+            (r#"{"level":"warn"}"#, 404, "not set by calls"),
+            (r#"{"level":"loud"}"#, 400, r#"\"debug\" or \"trace\""#),
+            (r#"{"level":"info,hyper=trace"}"#, 400, "no log level"),
+            ("{}", 400, "missing field"),
+            ("", 400, "empty"),
+        ] {
+            let request = request(Method::PUT, "/admin/log-level", body);
+            let (head, text) = send(&app, request).await;
+            assert_eq!(head.status().as_u16(), status, "{text}");
+            assert!(text.contains(says), "{text}");
+        }
     }
 
     #[tokio::test]
@@ -756,6 +808,7 @@ mod tests {
             read_repairs: 5,
             quarantined: 6,
             digest_drift: 2,
+            reloads: ReloadStats { applied: 3, refused: 1 },
             horizon_age: Some(Duration::from_millis(86_400_900)),
             comparison: ComparisonStats { rounds: 9, bytes_pushed: 77, ..Default::default() },
             ..NodeStats::default()
@@ -783,6 +836,8 @@ mod tests {
             r#"lally_clock_refusals_total{peer="0000000000000002"} 4"#,
             "lally_comparison_rounds_total 9",
             "lally_digest_drift_total 2",
+            r#"lally_reloads_total{result="ok"} 3"#,
+            r#"lally_reloads_total{result="failed"} 1"#,
             "lally_comparison_bytes_pushed_total 77",
             "lally_keys 10",
             "lally_tombstones 2",

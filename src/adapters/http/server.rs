@@ -8,17 +8,20 @@ use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use arc_swap::ArcSwap;
 use axum_server::Handle;
 use hyper::body::Incoming;
+use tokio_rustls::rustls::ServerConfig;
 use tokio_util::sync::CancellationToken;
 use tower::service_fn;
 
 use crate::ports::ClientApi;
 
 use super::connections::Limit;
+use super::guard::Guard;
 use super::metrics::Metrics;
 use super::timer::ReusedTimers;
-use super::{HttpOptions, routes};
+use super::{LiveOptions, routes};
 
 /// Header lines per request.
 const MAX_HEADERS: usize = 64;
@@ -26,9 +29,19 @@ const MAX_HEADERS: usize = 64;
 /// Bytes of a request's head, and of what is buffered of its body.
 const MAX_HEAD_BYTES: usize = 16 * 1_024;
 
+/// How clients come in: by default as they are, and for everything.
+#[derive(Debug, Clone, Default)]
+pub struct Entrance {
+    /// Who is let in.
+    pub guard: Guard,
+    /// What each connection begins with, if TLS is spoken; read anew for each.
+    pub tls: Option<Arc<ArcSwap<ServerConfig>>>,
+}
+
 /// Serves the API on this listener until `stop` is cancelled: then new connections are refused,
-/// idle ones closed, and running requests finished, for at most [`HttpOptions::drain`]. Returns
-/// when the last connection is gone.
+/// idle ones closed, and running requests finished, for at most
+/// [`HttpOptions::drain`](super::HttpOptions::drain). Returns when the last connection is gone.
+/// [`LiveOptions`] can be changed meanwhile.
 ///
 /// Cancel safety: dropping the future closes the listener and every connection at once.
 ///
@@ -37,17 +50,22 @@ const MAX_HEAD_BYTES: usize = 16 * 1_024;
 pub async fn serve(
     listener: TcpListener,
     api: Arc<dyn ClientApi>,
-    options: HttpOptions,
+    options: impl Into<LiveOptions>,
+    entrance: Entrance,
     stop: CancellationToken,
 ) -> io::Result<()> {
+    let Entrance { guard, tls } = entrance;
+    let live: LiveOptions = options.into();
+    let options = *live.initial();
     let metrics = Arc::new(Metrics::default());
-    let service = routes::measured_service::<Incoming>(api, options, Arc::clone(&metrics));
+    let measured = Arc::clone(&metrics);
+    let service = routes::measured_service::<Incoming>(api, live.clone(), guard, measured);
     let accepting = Arc::clone(&metrics);
     let handle = Handle::<SocketAddr>::new();
     let _closed_at_the_latest = CloseOnDrop(handle.clone());
 
     let mut server = axum_server::from_tcp(listener)?
-        .acceptor(Limit::new(options.max_connections, metrics))
+        .acceptor(Limit::new(live, tls, metrics))
         .handle(handle.clone())
         .accept_error_handler(move |client, error| report_accept_error(&accepting, client, error))
         // The timeout below begins with the previous response, so it has to allow for idle
@@ -74,7 +92,8 @@ pub async fn serve(
 
 /// Without a client it is the listener that fails, twenty times a second for as long as there are
 /// no file descriptors, say: every doubling of the count is reported. With a client it is a
-/// connection above the limit, which has been counted, or one that was gone before it began.
+/// connection above the limit, which has been counted, or one that was gone before it began, or did not
+/// speak TLS.
 fn report_accept_error(metrics: &Metrics, client: Option<&SocketAddr>, error: &io::Error) {
     if client.is_some() {
         return;
@@ -95,6 +114,7 @@ impl Drop for CloseOnDrop {
 
 #[cfg(test)]
 mod tests {
+    use super::super::HttpOptions;
     use super::*;
     use crate::domain::Key;
     use crate::ports::{Answer, MockClientApi, RequestOptions, Verdict};
@@ -120,7 +140,13 @@ mod tests {
         let listener = TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let addr = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
-        let ended = TaskTracker::new().spawn(serve(listener, api, options, stop.clone()));
+        let ended = TaskTracker::new().spawn(serve(
+            listener,
+            api,
+            options,
+            Entrance::default(),
+            stop.clone(),
+        ));
         Running { addr, stop, ended }
     }
 
@@ -251,6 +277,10 @@ mod tests {
         fn stop_risks(&self) -> Vec<crate::domain::StopRisk> {
             unreachable!("nobody asks")
         }
+
+        fn set_log_level(&self, _: crate::ports::LogLevel) -> Result<(), crate::ports::NoLogLevel> {
+            unreachable!("nobody asks")
+        }
     }
 
     fn held() -> Arc<Held> {
@@ -353,7 +383,8 @@ mod tests {
         let addr = listener.local_addr().unwrap();
         let stop = CancellationToken::new();
         let options = HttpOptions::default();
-        let mut serving = Box::pin(serve(listener, answering(), options, stop));
+        let mut serving =
+            Box::pin(serve(listener, answering(), options, Entrance::default(), stop));
         let mut client = TcpStream::connect(addr).await.unwrap();
         client.write_all(GET).await.unwrap();
         tokio::select! {

@@ -8,7 +8,7 @@ use tokio::task::JoinError;
 use tokio::time::Instant;
 
 use crate::adapters::file_aof::{BackupDir, BackupError, BackupWritten};
-use crate::adapters::http::{Download, DownloadError};
+use crate::adapters::http::{Download, DownloadError, Remote};
 
 use super::command::{Stopped, interrupted};
 use super::errors::RunError;
@@ -16,13 +16,13 @@ use super::errors::RunError;
 /// How often a long backup says how far it is.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 
-/// Makes a backup of the node at `from` (`HOST:PORT`) in this directory, and says what came of it.
+/// Makes a backup of the node `from` in this directory, and says what came of it.
 /// How far it is goes to stderr. An interrupt ends it.
 ///
 /// Whatever ends it, nothing is left that passes for a backup.
 pub(super) async fn backup(
     dir: &Path,
-    from: &str,
+    from: &Remote,
     out: &mut (dyn Write + Send),
 ) -> Result<(), Stopped> {
     let began = Instant::now();
@@ -35,7 +35,7 @@ pub(super) async fn backup(
     Ok(())
 }
 
-async fn fetch(dir: &Path, from: &str) -> Result<BackupWritten, RunError> {
+async fn fetch(dir: &Path, from: &Remote) -> Result<BackupWritten, RunError> {
     let dir = dir.to_owned();
     // Before the node is asked for anything.
     let mut into = aside(move || BackupDir::create(&dir)).await?.map_err(refused)?;

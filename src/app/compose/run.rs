@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::io;
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,48 +10,91 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::adapters::clock::SystemClock;
-use crate::adapters::config::Config;
+use crate::adapters::config::{Config, Origin, Settings};
 use crate::adapters::dash_store::DashStore;
 use crate::adapters::file_aof::FileAof;
 use crate::adapters::grpc::{self, GrpcOptions, GrpcPeers, ServerOptions};
-use crate::adapters::http::{self, HttpOptions};
+use crate::adapters::http::{self, LiveOptions};
 use crate::adapters::{hooks, swim};
 use crate::app::{Node, NodeParts, NodeSettings};
-use crate::domain::MemoryLimit;
 use crate::ports::{Hook, NodeStats};
 
 use super::addresses::Addresses;
 use super::errors::RunError;
+use super::log_level::{LogSwitch, SetLogLevel};
+use super::reload::{Reloadable, Reloader};
+use super::reloadables::{self, http_options, request_limits};
+use super::security::{Locks, dial};
 use super::storage::Storage;
 
 /// How long requests under way may take once the node is asked to stop.
-const DRAIN: Duration = Duration::from_secs(3);
+pub(super) const DRAIN: Duration = Duration::from_secs(3);
 
 /// How long connections are waited for that are open after that.
 const LAST_CONNECTIONS: Duration = Duration::from_secs(2);
 
-/// Requests to stop: the first stops gracefully, the second at once.
+/// What a node can be asked from outside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Signal {
+    /// To stop: gracefully, and when it comes a second time, at once.
+    Stop,
+    /// To read its configuration again.
+    Reload,
+}
+
+/// What comes from outside.
 pub trait Signals: Send {
     /// Resolves when the next signal arrives. Cancel safe.
-    fn next(&mut self) -> impl Future<Output = ()> + Send;
+    fn next(&mut self) -> impl Future<Output = Signal> + Send;
+}
+
+/// What a reload needs.
+pub struct Reloading {
+    /// Where the configuration is read again.
+    pub origin: Origin,
+    /// What the node is started with.
+    pub settings: Settings,
+    /// How the log level is changed.
+    pub set_log_level: SetLogLevel,
 }
 
 /// Runs a node until it is asked to stop.
 ///
 /// # Errors
 /// [`RunError`] says why it did not start, or ended otherwise.
-pub async fn run(config: Config, signals: &mut impl Signals) -> Result<(), RunError> {
+pub async fn run(
+    config: Config,
+    reloading: Reloading,
+    signals: &mut impl Signals,
+) -> Result<(), RunError> {
     // A signal stops a node that still starts at once: it has served nobody.
-    let running = tokio::select! {
-        started = start(config) => started?,
-        () = signals.next() => {
-            tracing::info!("stopped on request, before the node served");
-            return Ok(());
+    let (running, is_outdated) = {
+        let mut starting = pin!(start(config, reloading));
+        let mut is_outdated = false;
+        loop {
+            tokio::select! {
+                started = &mut starting => break (started?, is_outdated),
+                signal = signals.next() => match signal {
+                    Signal::Reload => is_outdated = true,
+                    Signal::Stop => {
+                        tracing::info!("stopped on request, before the node served");
+                        return Ok(());
+                    }
+                },
+            }
         }
     };
-    let outcome = tokio::select! {
-        () = signals.next() => Ok(()),
-        failure = running.failure() => Err(failure),
+    if is_outdated {
+        running.reloader.ask();
+    }
+    let outcome = loop {
+        tokio::select! {
+            signal = signals.next() => match signal {
+                Signal::Reload => running.reloader.ask(),
+                Signal::Stop => break Ok(()),
+            },
+            failure = running.failure() => break Err(failure),
+        }
     };
     if let Err(failure) = &outcome {
         tracing::error!(%failure, "stopping");
@@ -60,20 +104,25 @@ pub async fn run(config: Config, signals: &mut impl Signals) -> Result<(), RunEr
     let farewell = if outcome.is_ok() { Farewell::Leave } else { Farewell::Stay };
     tokio::select! {
         stopped = running.stop(farewell) => outcome.and(stopped),
-        () = signals.next() => Err(RunError::Interrupted),
+        () = asked_to_stop(signals) => Err(RunError::Interrupted),
     }
 }
 
-async fn start(config: Config) -> Result<Running, RunError> {
+async fn asked_to_stop(signals: &mut impl Signals) {
+    while signals.next().await != Signal::Stop {}
+}
+
+async fn start(config: Config, reloading: Reloading) -> Result<Running, RunError> {
     // Names are resolved: away from the thread that waits for signals.
     let for_addresses = config.clone();
     let opening = tokio::task::spawn_blocking(move || Addresses::open(&for_addresses)).await;
     let addresses =
         opening.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     tracing::info!(version = %env!("CARGO_PKG_VERSION"), "starting");
+    let locks = Locks::open(&config)?;
     let storage = Storage::open(&config).await?;
     tracing::info!(path = %config.data_dir.display(), "data directory");
-    Running::start(&config, addresses, storage).await
+    Running::start(&config, addresses, locks, storage, reloading).await
 }
 
 /// What the peers are told at the end.
@@ -94,17 +143,24 @@ struct Running {
     http_stop: CancellationToken,
     grpc_stop: CancellationToken,
     server_failed: Arc<tokio::sync::Mutex<tokio::sync::mpsc::Receiver<RunError>>>,
+    reloader: Arc<Reloader>,
 }
 
 impl Running {
     async fn start(
         config: &Config,
         addresses: Addresses,
+        locks: Locks,
         storage: Storage,
+        reloading: Reloading,
     ) -> Result<Self, RunError> {
         let id = storage.book.id;
         let random_seed = rand::random();
-        let transport = GrpcPeers::new(GrpcOptions::new(&config.cluster_name, id, random_seed));
+        let options = GrpcOptions::new(&config.cluster_name, id, random_seed);
+        let transport = GrpcPeers::new(match &locks.peers {
+            Some(peers) => options.dialling(dial(peers)),
+            None => options,
+        });
         let settings = settings(config, &addresses, random_seed);
         let me = Node::first_record(&storage.book, storage.start, &settings);
         let detector = swim::Swim::start(
@@ -127,12 +183,11 @@ impl Running {
             (TaskTracker::new(), CancellationToken::new(), CancellationToken::new());
         let (failed, server_failed) = tokio::sync::mpsc::channel(2);
         // Clients are answered from the start, if only to be told to wait for the replay.
-        let options = HttpOptions {
-            max_body_bytes: config.max_body_bytes,
-            drain: DRAIN,
-            ..HttpOptions::default()
-        };
-        let serving = http::serve(addresses.http, node.client_api(), options, http_stop.clone());
+        let options = LiveOptions::from(http_options(config));
+        let reloader =
+            reloader(reloading, &config.log_level, &node, options.clone(), locks.clone());
+        let (clients, entrance, stop) = (node.client_api(), locks.entrance(), http_stop.clone());
+        let serving = http::serve(addresses.http, clients, options, entrance, stop);
         servers.spawn(report("HTTP", serving, failed.clone()));
 
         let replayed = node.replay().await?;
@@ -142,14 +197,22 @@ impl Running {
         tracing::info!(addr = %bound, %advertised, "HTTP listening");
 
         let options = ServerOptions::new(&config.cluster_name, id);
-        let serving = grpc::serve(addresses.grpc, node.replica_api(), options, grpc_stop.clone());
-        servers.spawn(report("gRPC", serving, failed));
+        let (peers, stop) = (node.replica_api(), grpc_stop.clone());
+        if let Some(locks) = locks.peers.clone() {
+            let incoming = locks.accepted(addresses.grpc).map_err(cannot_listen)?;
+            let serving = grpc::serve_connections(incoming, peers, options, stop);
+            servers.spawn(report("gRPC", serving, failed));
+        } else {
+            let serving = grpc::serve(addresses.grpc, peers, options, stop);
+            servers.spawn(report("gRPC", serving, failed));
+        }
         let (bound, advertised) = (addresses.grpc_bound, &addresses.grpc_addr);
         tracing::info!(addr = %bound, %advertised, "gRPC listening");
 
         node.start();
+        servers.spawn(Arc::clone(&reloader).run(http_stop.clone()));
         let server_failed = Arc::new(tokio::sync::Mutex::new(server_failed));
-        Ok(Self { node, storage, servers, http_stop, grpc_stop, server_failed })
+        Ok(Self { node, storage, servers, http_stop, grpc_stop, server_failed, reloader })
     }
 
     /// Resolves when something fails without which the node must not go on.
@@ -181,6 +244,30 @@ impl Running {
     }
 }
 
+fn cannot_listen(error: io::Error) -> RunError {
+    RunError::Server { server: "gRPC", error }
+}
+
+/// Everything that a reload reaches, or a call that changes the log level.
+fn reloader(
+    reloading: Reloading,
+    log_level: &str,
+    node: &Node,
+    http: LiveOptions,
+    locks: Locks,
+) -> Arc<Reloader> {
+    let Reloading { origin, settings, set_log_level } = reloading;
+    let log = Arc::new(LogSwitch::new(set_log_level, log_level));
+    let asked = Arc::clone(&log);
+    node.live().set_log_level_by(move |level| asked.ask(level));
+    let parts: Vec<Box<dyn Reloadable>> = vec![
+        Box::new(reloadables::Requests(node.live())),
+        Box::new(reloadables::Http(http)),
+        Box::new(locks),
+    ];
+    Arc::new(Reloader::new(origin, settings, parts, log, node.live()))
+}
+
 /// Says what the disk of the log has room for, before it has not.
 fn report_space(log: &FileAof, held: &NodeStats) {
     let weight = held.log.weight(&held.store);
@@ -209,13 +296,14 @@ async fn report(
 }
 
 fn settings(config: &Config, addresses: &Addresses, random_seed: u64) -> NodeSettings {
+    let limits = request_limits(config);
     NodeSettings {
         seeds: config.seed_nodes.iter().map(ToString::to_string).collect(),
-        read_quorum: config.read_quorum,
-        write_quorum: config.write_quorum,
-        request_timeout: config.request_timeout,
-        max_value_bytes: config.max_value_bytes,
-        max_memory: config.max_memory.map_or(MemoryLimit::NONE, MemoryLimit::bytes),
+        read_quorum: limits.read_quorum,
+        write_quorum: limits.write_quorum,
+        request_timeout: limits.request_timeout,
+        max_value_bytes: limits.max_value_bytes,
+        max_memory: limits.max_memory,
         max_clock_drift: config.max_clock_drift,
         anti_entropy_interval: config.anti_entropy_interval,
         tombstone_grace: config.tombstone_grace,

@@ -111,7 +111,7 @@ impl Lab {
         let address = self.address(node).to_string();
         let mut setup = Setup::new()
             .under(["ip", "netns", "exec", &self.namespace(node)])
-            .args(["--bind", &address, "--advertise-addr", &address])
+            .args(["--bind", &address, "--advertise-addr", &address, "--insecure"])
             .args(args)
             .http_port(Some(HTTP_PORT))
             .grpc_port(Some(GRPC_PORT));

@@ -330,8 +330,11 @@ fn an_advertised_host_without_a_port_gets_the_real_one() {
 fn a_wildcard_bind_advertises_the_address_of_the_route_to_the_seed() {
     let first = Setup::new().start_ready();
     let port = free_port();
-    let joiner =
-        Setup::new().args(["--bind", "0.0.0.0"]).http_port(Some(port)).seed(first.grpc()).start();
+    let joiner = Setup::new()
+        .args(["--bind", "0.0.0.0", "--insecure"])
+        .http_port(Some(port))
+        .seed(first.grpc())
+        .start();
     let grpc = joiner.grpc().port();
     eventually("joined", PATIENCE, || {
         let ready = Client::new((Ipv4Addr::LOCALHOST, port).into()).ask("GET", "/readyz");

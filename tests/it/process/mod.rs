@@ -6,7 +6,8 @@
 //! What is watched, by module: [`config`] (every setting in every layer, every refusal),
 //! [`lifecycle`] (start, stop, signals, exit codes, the log file), [`http`] (shapes, codes,
 //! limits), [`abuse`] (what no client should send), [`cluster`] (quorums, joining, leaving),
-//! [`consistency`] (what reads may see), [`operators`] (forgetting members, safe stops),
+//! [`consistency`] (what reads may see), [`operators`] (forgetting members, safe stops), [`reload`] (SIGHUP),
+//! [`settings`] (`lally config`), [`generated`] (completions and man pages),
 //! [`faults`] (members that die, hang, or lose their disk), [`large_join`], [`large_log`],
 //! [`forgetting`], [`compaction`], [`backup`], [`bench`], [`full_disk`], [`slow_disk`], [`full_memory`], [`overload`], [`content`] (bytes come
 //! back as they were), [`durable_names`] (what a power cut must not take), [`dataset`],
@@ -33,6 +34,7 @@ mod faults;
 mod forgetting;
 mod full_disk;
 mod full_memory;
+mod generated;
 mod http;
 mod large_join;
 mod large_log;
@@ -45,7 +47,10 @@ pub(super) mod node;
 mod operators;
 mod overload;
 mod readme;
+mod reload;
 pub(super) mod ring;
+mod security;
+mod settings;
 mod shape;
 mod slow_disk;
 pub(super) mod turn;

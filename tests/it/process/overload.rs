@@ -21,14 +21,14 @@ const CAP: usize = 1_024;
 const AT_ONCE: Duration = Duration::from_millis(250);
 
 /// A request whose body the node waits for.
-struct Awaited {
+pub(super) struct Awaited {
     connection: BufReader<TcpStream>,
     body: String,
 }
 
 impl Awaited {
     /// Sends the head, and returns when the node says that it waits for the body; or refuses.
-    fn begin(addr: SocketAddr, body: String) -> Result<Self, Reply> {
+    pub(super) fn begin(addr: SocketAddr, body: String) -> Result<Self, Reply> {
         let mut connection = BufReader::new(open(addr).unwrap());
         let head = format!(
             "POST /add HTTP/1.1\r\nhost: {addr}\r\ncontent-length: {}\r\nexpect: 100-continue\r\n\r\n",
@@ -42,11 +42,11 @@ impl Awaited {
         Ok(Self { connection, body })
     }
 
-    fn send_body(&mut self) {
+    pub(super) fn send_body(&mut self) {
         self.connection.get_mut().write_all(self.body.as_bytes()).unwrap();
     }
 
-    fn reply(mut self) -> Reply {
+    pub(super) fn reply(mut self) -> Reply {
         read_reply(&mut self.connection, false).unwrap()
     }
 }

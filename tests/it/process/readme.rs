@@ -14,9 +14,10 @@ use super::ring;
 const README: &str = include_str!("../../../README.md");
 const API: &str = include_str!("../../../docs/api.md");
 const BACKUP: &str = include_str!("../../../docs/backup.md");
+const OPERATIONS: &str = include_str!("../../../docs/operations.md");
 
 /// Whether there is a `curl`; says so if not.
-fn curl_is_there() -> bool {
+pub(super) fn curl_is_there() -> bool {
     let found = Command::new("curl").arg("--version").output().is_ok_and(|o| o.status.success());
     assert!(found || std::env::var_os("CI").is_none(), "curl is missing");
     if !found {
@@ -118,7 +119,7 @@ fn the_calls_of_the_readme_and_of_the_reference_succeed_on_one_node() {
     }
     let node = Setup::new().start_ready();
     let mut called = 0;
-    for document in [README, API] {
+    for document in [README, API, OPERATIONS] {
         for line in lines(document, "curl ").filter(|line| line.contains("localhost:3000")) {
             if line.contains("--output") {
                 saves_a_backup(line, &node);

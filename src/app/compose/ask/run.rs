@@ -7,7 +7,7 @@ use hyper::Method;
 use serde_json::{Map, Value, json};
 
 use crate::adapters::config::{AskOptions, AskPlan, Question};
-use crate::adapters::http::{self, Answered, AskError};
+use crate::adapters::http::{self, Answered, AskError, Remote};
 use crate::ports::{Consistency, OpKind};
 
 use super::super::command::Stopped;
@@ -23,10 +23,11 @@ const MAX_VALUE_BYTES: u64 = 16 * 1_024 * 1_024;
 /// Asks a node and shows what it answers; on a terminal, so that nothing in it can steer that.
 pub(in super::super) async fn ask(
     plan: AskPlan,
+    node: Remote,
     is_terminal: bool,
     out: &mut (dyn Write + Send),
 ) -> Result<(), Stopped> {
-    let asking = Asking { addr: plan.addr, json: plan.json, is_terminal, out };
+    let asking = Asking { node, json: plan.json, is_terminal, out };
     match plan.question {
         Question::Get { key, options } => asking.data(OpKind::Get, &key, None, options).await,
         Question::Add { key, value, options } => {
@@ -60,7 +61,7 @@ fn read_value() -> Result<String, RunError> {
 
 /// A question to a node, and where the answer goes.
 struct Asking<'a> {
-    addr: String,
+    node: Remote,
     json: bool,
     is_terminal: bool,
     out: &'a mut (dyn Write + Send),
@@ -158,7 +159,7 @@ impl Asking<'_> {
             });
             self.show_json(all.to_string().as_bytes())?;
         } else {
-            let text = shown::status(&self.addr, not_ready.as_deref(), &seen, &stopping);
+            let text = shown::status(self.node.addr(), not_ready.as_deref(), &seen, &stopping);
             self.out.write_all(text.as_bytes())?;
         }
         let Some(why) = not_ready else { return Ok(()) };
@@ -167,7 +168,7 @@ impl Asking<'_> {
     }
 
     async fn ask(&self, method: Method, path: &str, body: Bytes) -> Result<Answered, RunError> {
-        http::ask(&self.addr, method, path, body).await.map_err(|error| match error {
+        http::ask(&self.node, method, path, body).await.map_err(|error| match error {
             AskError::Unreachable { .. } => RunError::Unreachable(error.to_string()),
             AskError::BrokenOff { .. } => RunError::Command(error.to_string()),
         })

@@ -1,7 +1,6 @@
 //! One connection to a node, made anew when it is gone.
 
 use std::io;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -9,7 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{Method, Request, StatusCode, header};
 use tokio::time::timeout;
 
-use crate::adapters::http::HttpClient;
+use crate::adapters::http::{HttpClient, Remote};
 use crate::ports::OpKind;
 
 /// Longer than a node takes for any request.
@@ -30,17 +29,17 @@ pub(super) enum Reply {
 /// A connection to one node.
 #[derive(Debug)]
 pub(super) struct Connection {
-    addr: Arc<str>,
+    remote: Remote,
     open: Option<HttpClient>,
 }
 
 impl Connection {
     /// Connects now, if the node is there, or when it is used.
-    pub(super) async fn to(addr: Arc<str>) -> Self {
-        let connecting = timeout(CONNECT_WITHIN, HttpClient::connect(&addr)).await;
+    pub(super) async fn to(remote: Remote) -> Self {
+        let connecting = timeout(CONNECT_WITHIN, HttpClient::connect(&remote)).await;
         // What is wrong is told to whoever asks.
         let open = connecting.ok().and_then(Result::ok);
-        Self { addr, open }
+        Self { remote, open }
     }
 
     /// Whether it broke off, or was never made.
@@ -55,21 +54,21 @@ impl Connection {
         let late = || Err(io::Error::new(io::ErrorKind::TimedOut, "no answer in 15 s"));
         asked.unwrap_or_else(|_| late()).unwrap_or_else(|error| {
             self.open = None;
-            Reply::Error(format!("{}: {error}", self.addr))
+            Reply::Error(format!("{}: {error}", self.remote.addr()))
         })
     }
 
     async fn try_ask(&mut self, call: OpKind, body: Bytes) -> io::Result<Reply> {
         let open = match self.open.take() {
             Some(open) if !open.is_closed() => open,
-            _ => HttpClient::connect(&self.addr).await?,
+            _ => HttpClient::connect(&self.remote).await?,
         };
         let open = self.open.insert(open);
         let method = if call == OpKind::Remove { Method::DELETE } else { Method::POST };
         let request = Request::builder()
             .method(method)
             .uri(format!("/{}", call.as_str()))
-            .header(header::HOST, &*self.addr)
+            .header(header::HOST, self.remote.addr())
             .header(header::CONTENT_TYPE, "application/json")
             .body(Full::new(body));
         let response = open.send(request.map_err(io::Error::other)?).await?;

@@ -17,6 +17,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until};
 
 use crate::adapters::config::{BenchPlan, Extent};
+use crate::adapters::http::Remote;
 
 use super::super::command::interrupted;
 use super::connection::{Connection, Reply};
@@ -74,11 +75,11 @@ pub(super) struct Step {
 }
 
 /// Applies the load of the plan until the goal is reached, or an interrupt comes.
-pub(super) async fn apply(plan: &BenchPlan, goal: Goal) -> Measured {
+pub(super) async fn apply(plan: &BenchPlan, nodes: &[Remote], goal: Goal) -> Measured {
     let plan = Arc::new(plan.clone());
     let value = Workload::value(&plan);
-    let addrs = plan.addrs.iter().cycle().take(plan.connections);
-    let connected = join_all(addrs.map(|addr| Connection::to(addr.as_str().into()))).await;
+    let nodes = nodes.iter().cycle().take(plan.connections);
+    let connected = join_all(nodes.map(|node| Connection::to(node.clone()))).await;
     let pace = Arc::new(Pace::of(&plan, goal));
     let mut connections = JoinSet::new();
     // What a warm-up asks is not what is measured.

@@ -161,7 +161,7 @@ pub(super) mod tests {
     pub(in super::super) fn plan() -> BenchPlan {
         let words = ["lally", "bench", "--addr", "db:1"].map(Into::into);
         match config::parse(words.into(), Vec::new()) {
-            Ok(Invocation::Do(Command::Bench(plan))) => *plan,
+            Ok(Invocation::Do(Command::Bench(plan), _)) => *plan,
             other => panic!("{other:?}"),
         }
     }

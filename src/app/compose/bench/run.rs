@@ -4,31 +4,33 @@ use std::io::Write;
 use std::path::Path;
 
 use crate::adapters::config::BenchPlan;
+use crate::adapters::http::Remote;
 
 use super::super::command::Stopped;
 use super::super::errors::RunError;
 use super::load::{Goal, Measured, apply};
 use super::{plot, report};
 
-/// Carries out the plan and says what came of it. An interrupt ends it; what was measured until then
+/// Carries out the plan on these nodes and says what came of it. An interrupt ends it; what was measured until then
 /// is told.
 pub(in super::super) async fn bench(
     plan: BenchPlan,
+    nodes: Vec<Remote>,
     out: &mut (dyn Write + Send),
 ) -> Result<(), Stopped> {
     if plan.fill {
-        let filled = apply(&plan, Goal::Fill).await;
+        let filled = apply(&plan, &nodes, Goal::Fill).await;
         if filled.tally.answered() < plan.keys {
             return Err(unmeasured("not every key could be written", &filled));
         }
     }
     if !plan.warmup.is_zero() {
-        let warm = apply(&plan, Goal::Warmup(plan.warmup)).await;
+        let warm = apply(&plan, &nodes, Goal::Warmup(plan.warmup)).await;
         if warm.is_interrupted || warm.tally.answered() == 0 {
             return Err(unmeasured("nothing was measured", &warm));
         }
     }
-    let measured = apply(&plan, Goal::Measure(plan.extent)).await;
+    let measured = apply(&plan, &nodes, Goal::Measure(plan.extent)).await;
     if measured.tally.answered() == 0 {
         return Err(unmeasured("nothing was measured", &measured));
     }

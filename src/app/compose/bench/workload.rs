@@ -107,7 +107,7 @@ mod tests {
     fn plan(args: &[&str]) -> Arc<BenchPlan> {
         let words = ["lally", "bench", "--addr", "a:1"].iter().chain(args).map(Into::into);
         match config::parse(words.collect(), Vec::new()) {
-            Ok(Invocation::Do(Command::Bench(plan))) => Arc::new(*plan),
+            Ok(Invocation::Do(Command::Bench(plan), _)) => Arc::new(*plan),
             other => panic!("{other:?}"),
         }
     }

@@ -1,0 +1,195 @@
+//! `Guard`: who is let in, and for what.
+//!
+//! Whether a node lives and is ready is told to everybody: supervisors have no tokens. Everything else
+//! needs one, if there are any, and is refused before its body is read; which keys are in reach can be
+//! judged only once it is.
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::http::{HeaderMap, header};
+
+use crate::domain::{Access, Key, Role};
+use crate::ports::Gatekeeper;
+
+use super::errors::{Code, Refusal};
+
+/// Nobody has a longer one, and who sends one has us hash it.
+const MAX_TOKEN_BYTES: usize = 512;
+
+const NO_TOKEN: &str = "this node takes requests with a token only; send the header `Authorization: \
+                        Bearer TOKEN` (lally: LALLY_TOKEN); `lally token new` makes one";
+
+/// Who is let in.
+#[derive(Clone, Default)]
+pub struct Guard {
+    gatekeeper: Option<Arc<dyn Gatekeeper>>,
+    metrics_need_token: bool,
+}
+
+impl Guard {
+    /// Everybody, for everything.
+    pub fn open() -> Self {
+        Self::default()
+    }
+
+    /// Those with a token; for the metrics, too, if that is asked for.
+    pub fn of(gatekeeper: Arc<dyn Gatekeeper>, metrics_need_token: bool) -> Self {
+        Self { gatekeeper: Some(gatekeeper), metrics_need_token }
+    }
+
+    /// What whoever sends this may do, if it is as much as the path needs.
+    pub(super) fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Admitted, Refusal> {
+        let Some(gatekeeper) = &self.gatekeeper else { return Ok(Admitted(None)) };
+        let Some(needed) = self.needed(path) else { return Ok(Admitted(None)) };
+        let token = token(headers)?;
+        let access = gatekeeper.access(token).ok_or_else(|| {
+            Refusal::new(Code::Unauthorized, "this node does not know the token, or not any more")
+        })?;
+        if !access.has(needed) {
+            let role = needed.as_str();
+            let message = format!("this needs a token of the role {role}, or of one that may more");
+            return Err(Refusal::new(Code::Forbidden, message));
+        }
+        Ok(Admitted(Some(access)))
+    }
+
+    /// The role that a path needs, if any. What is at no path is refused anyhow.
+    fn needed(&self, path: &str) -> Option<Role> {
+        match path {
+            "/get" | "/nodes" | "/cluster" | "/cluster/safe-to-stop" => Some(Role::Read),
+            "/metrics" => self.metrics_need_token.then_some(Role::Read),
+            "/add" | "/remove" => Some(Role::Write),
+            "/cluster/forget" => Some(Role::Admin),
+            _ => path.starts_with("/admin/").then_some(Role::Admin),
+        }
+    }
+}
+
+impl fmt::Debug for Guard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guard").field("is_open", &self.gatekeeper.is_none()).finish_non_exhaustive()
+    }
+}
+
+/// Somebody who was let in.
+#[derive(Debug)]
+pub(super) struct Admitted(Option<Arc<Access>>);
+
+impl Admitted {
+    /// Refuses a key that is out of reach.
+    pub(super) fn check(&self, key: &Key) -> Result<(), Refusal> {
+        match &self.0 {
+            Some(access) if !access.reaches(key.as_str()) => {
+                let message = "the token is for keys with other beginnings than this one has";
+                Err(Refusal::new(Code::Forbidden, message))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// The token in a request (RFC 6750, 2.1).
+fn token(headers: &HeaderMap) -> Result<&[u8], Refusal> {
+    let unauthorized = |message| Refusal::new(Code::Unauthorized, message);
+    let mut given = headers.get_all(header::AUTHORIZATION).iter();
+    let Some(first) = given.next() else { return Err(unauthorized(NO_TOKEN)) };
+    if given.next().is_some() {
+        return Err(unauthorized("there is more than one Authorization header; send one"));
+    }
+    let (scheme, token) = first.as_bytes().split_at_checked("bearer ".len()).unwrap_or_default();
+    let token = token.trim_ascii();
+    if !scheme.eq_ignore_ascii_case(b"bearer ") || token.is_empty() {
+        return Err(unauthorized(NO_TOKEN));
+    }
+    if token.len() > MAX_TOKEN_BYTES {
+        return Err(unauthorized("the token is longer than any"));
+    }
+    Ok(token)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ports::MockGatekeeper;
+
+    fn guard(metrics_need_token: bool) -> Guard {
+        let mut gatekeeper = MockGatekeeper::new();
+        gatekeeper.expect_access().returning(|token| {
+            let role = Role::named(std::str::from_utf8(token).ok()?)?;
+            Some(Arc::new(Access::to_all_keys(role)))
+        });
+        Guard::of(Arc::new(gatekeeper), metrics_need_token)
+    }
+
+    fn with(authorization: &[&str]) -> HeaderMap {
+        let header = |text: &&str| (header::AUTHORIZATION, text.parse().unwrap());
+        authorization.iter().map(header).collect()
+    }
+
+    #[test]
+    fn every_path_is_for_its_role_and_those_that_may_more() {
+        let paths = [
+            ("/healthz", None),
+            ("/readyz", None),
+            ("/nothing", None),
+            ("/get", Some(Role::Read)),
+            ("/nodes", Some(Role::Read)),
+            ("/cluster", Some(Role::Read)),
+            ("/cluster/safe-to-stop", Some(Role::Read)),
+            ("/metrics", Some(Role::Read)),
+            ("/add", Some(Role::Write)),
+            ("/remove", Some(Role::Write)),
+            ("/cluster/forget", Some(Role::Admin)),
+            ("/admin/compact", Some(Role::Admin)),
+            ("/admin/backup", Some(Role::Admin)),
+            ("/admin/what-is-to-come", Some(Role::Admin)),
+        ];
+        for (path, needed) in paths {
+            assert!(Guard::open().admit(path, &HeaderMap::new()).is_ok());
+            let code = |headers: &HeaderMap| guard(true).admit(path, headers).err().map(|r| r.code);
+            let refused = needed.map(|_| Code::Unauthorized);
+            for headers in [&[][..], &["Bearer unknown"], &["Basic read"]] {
+                assert_eq!(code(&with(headers)), refused, "{path} {headers:?}");
+            }
+            for role in Role::ALL {
+                let may = needed.is_none_or(|needed| role >= needed);
+                let headers = with(&[&format!("Bearer {}", role.as_str())]);
+                assert_eq!(code(&headers), (!may).then_some(Code::Forbidden), "{path} {role:?}");
+            }
+        }
+        assert!(guard(false).admit("/metrics", &HeaderMap::new()).is_ok());
+    }
+
+    #[test]
+    fn a_token_is_taken_from_one_header_of_its_scheme_and_from_nothing_else() {
+        let long = format!("Bearer {}", "a".repeat(MAX_TOKEN_BYTES + 1));
+        for (headers, expected) in [
+            (&["Bearer abc"][..], Some("abc")),
+            (&["bearer abc"], Some("abc")),
+            (&["BEARER  abc "], Some("abc")),
+            (&[], None),
+            (&["Bearer"], None),
+            (&["Bearer "], None),
+            (&["abc"], None),
+            (&["Basic YTpi"], None),
+            (&["Bearerabc def"], None),
+            (&["Bearer abc", "Bearer abc"], None),
+            (&[&long], None),
+        ] {
+            let headers = with(headers);
+            assert_eq!(token(&headers).ok(), expected.map(str::as_bytes), "{headers:?}");
+        }
+        assert_eq!(token(&with(&[&long[..long.len() - 1]])).unwrap().len(), MAX_TOKEN_BYTES);
+    }
+
+    #[test]
+    fn a_key_out_of_reach_is_refused() {
+        let access = Access::to_prefixes(Role::Read, vec!["a".into()]).unwrap();
+        let admitted = Admitted(Some(Arc::new(access)));
+        assert!(admitted.check(&Key::new("a1").unwrap()).is_ok());
+        let refused = admitted.check(&Key::new("b").unwrap()).unwrap_err();
+        assert_eq!(refused.code, Code::Forbidden);
+        assert!(Admitted(None).check(&Key::new("b").unwrap()).is_ok());
+    }
+}

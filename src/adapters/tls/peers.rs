@@ -1,0 +1,259 @@
+//! TLS between nodes: both sides show a certificate of the cluster's authority, which names the
+//! cluster.
+//!
+//! A certificate says "a node of this cluster", by a DNS name that stands for it, and not where that node
+//! is: a node is known by its id, and may move. All nodes of a cluster trust each other anyhow, since
+//! each takes what another one says to be the data. TLS 1.3 only: there is nobody else to speak to.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use futures_util::{Stream, StreamExt, stream};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::time::{sleep, timeout};
+use tokio_rustls::rustls::client::danger::ServerCertVerifier;
+use tokio_rustls::rustls::client::{WebPkiServerVerifier, verify_server_name};
+use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use tokio_rustls::rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use tokio_rustls::rustls::server::{ParsedCertificate, WebPkiClientVerifier};
+use tokio_rustls::rustls::version::TLS13;
+use tokio_rustls::rustls::{
+    ClientConfig, DigitallySignedStruct, DistinguishedName, Error, ServerConfig, SignatureScheme,
+};
+use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
+
+use super::errors::TlsError;
+use super::pem;
+
+/// What stands behind the name of a cluster in the DNS name that stands for it.
+const CLUSTER_DOMAIN: &str = "cluster.lally.internal";
+
+/// How long a handshake may take.
+const HANDSHAKE_WITHIN: Duration = Duration::from_secs(2);
+
+/// Handshakes at a time. One is over within its time, so some who say nothing keep nobody out.
+const MAX_HANDSHAKES: usize = 1_024;
+
+/// How long nobody is accepted when that has just failed, for want of file descriptors, say.
+const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
+
+/// Where the certificates are.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PeerTlsFiles {
+    /// Of the authority, or of several while one takes over from another.
+    pub ca: PathBuf,
+    /// Of this node.
+    pub cert: PathBuf,
+    /// The key of that.
+    pub key: PathBuf,
+}
+
+/// What a node shows other nodes, and whom it believes.
+pub struct PeerTls {
+    files: PeerTlsFiles,
+    cluster: ServerName<'static>,
+    sides: ArcSwap<Sides>,
+}
+
+struct Sides {
+    server: Arc<ServerConfig>,
+    client: Arc<ClientConfig>,
+}
+
+/// The DNS name that stands for a cluster in the certificates of its nodes.
+pub(super) fn cluster_domain(cluster: &str) -> Result<ServerName<'static>, TlsError> {
+    let domain = format!("{cluster}.{CLUSTER_DOMAIN}");
+    ServerName::try_from(domain).map_err(|_| {
+        TlsError::Refused(format!(
+            "the name {cluster:?} of the cluster cannot stand in a certificate; expected letters, digits, '-' and '_', with dots between them only, at most 63 in a row"
+        ))
+    })
+}
+
+impl PeerTls {
+    /// Reads the files, and looks whether other nodes of this cluster would believe the certificate.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn open(files: PeerTlsFiles, cluster: &str) -> Result<Arc<Self>, TlsError> {
+        let cluster = cluster_domain(cluster)?;
+        let sides = ArcSwap::from_pointee(Sides::read(&files, &cluster)?);
+        Ok(Arc::new(Self { files, cluster, sides }))
+    }
+
+    /// Reads the files anew. What is returned has connections begin with that from then on.
+    ///
+    /// # Errors
+    /// [`TlsError`].
+    pub fn reread(this: &Arc<Self>) -> Result<impl FnOnce() + Send + use<>, TlsError> {
+        let sides = Arc::new(Sides::read(&this.files, &this.cluster)?);
+        let this = Arc::clone(this);
+        Ok(move || this.sides.store(sides))
+    }
+
+    /// Connects to `HOST:PORT`.
+    ///
+    /// # Errors
+    /// What the system says, or why the other side is not believed. That it does not believe this one
+    /// shows in what is read first.
+    pub async fn connect(&self, addr: &str) -> io::Result<client::TlsStream<TcpStream>> {
+        let stream = TcpStream::connect(addr).await?;
+        stream.set_nodelay(true)?;
+        let connector = TlsConnector::from(Arc::clone(&self.sides.load().client));
+        connector.connect(self.cluster.clone(), stream).await
+    }
+
+    /// The connections of other nodes of the cluster. Whoever else connects is let go of, and counts for
+    /// nothing; the stream has no end.
+    ///
+    /// # Errors
+    /// When the listener cannot be used.
+    pub fn accepted(
+        self: Arc<Self>,
+        listener: std::net::TcpListener,
+    ) -> io::Result<impl Stream<Item = io::Result<server::TlsStream<TcpStream>>>> {
+        let listener = TcpListener::from_std(listener)?;
+        let connecting = stream::unfold(listener, |listener| async move {
+            loop {
+                match listener.accept().await {
+                    Ok((stream, _)) => return Some((stream, listener)),
+                    Err(error) => {
+                        tracing::debug!(%error, "a peer's connection cannot be accepted");
+                        sleep(ACCEPT_AGAIN_AFTER).await;
+                    }
+                }
+            }
+        });
+        let handshakes = connecting.map(move |stream| {
+            let acceptor = TlsAcceptor::from(Arc::clone(&self.sides.load().server));
+            async move {
+                let from = stream.peer_addr();
+                let shaken = async {
+                    stream.set_nodelay(true)?;
+                    acceptor.accept(stream).await
+                };
+                let late = || Err(io::Error::from(io::ErrorKind::TimedOut));
+                let shaken = timeout(HANDSHAKE_WITHIN, shaken).await.unwrap_or_else(|_| late());
+                if let Err(error) = &shaken {
+                    // Not louder: anybody can have it said as often as he likes.
+                    tracing::debug!(?from, %error, "whoever connected is no node of this cluster");
+                }
+                shaken.ok().map(Ok)
+            }
+        });
+        let shaken = handshakes.buffer_unordered(MAX_HANDSHAKES);
+        Ok(Box::pin(shaken.filter_map(std::future::ready)))
+    }
+}
+
+impl fmt::Debug for PeerTls {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PeerTls").field("files", &self.files).finish_non_exhaustive()
+    }
+}
+
+impl Sides {
+    fn read(files: &PeerTlsFiles, cluster: &ServerName<'static>) -> Result<Self, TlsError> {
+        let provider = pem::provider();
+        let roots = Arc::new(pem::authorities(&files.ca)?);
+        let chain = pem::chain(&files.cert)?;
+        let no_authority = |error: String| TlsError::wrong(&files.ca, error);
+        let servers =
+            WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
+        let servers = servers.build().map_err(|error| no_authority(error.to_string()))?;
+        let clients = WebPkiClientVerifier::builder_with_provider(roots, Arc::clone(&provider));
+        let clients = clients.build().map_err(|error| no_authority(error.to_string()))?;
+        let clients = ClusterMember { clients, cluster: cluster.clone() };
+        believed(&servers, &clients, &chain, cluster).map_err(|error| {
+            let wrong = format!(
+                "no other node would believe this certificate: {error}; expected one of the authority in {}, for the cluster of this node, as `lally tls node` makes it",
+                files.ca.display()
+            );
+            TlsError::wrong(&files.cert, wrong)
+        })?;
+
+        let wrong = |error: Error| TlsError::wrong(&files.cert, error.to_string());
+        let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
+            .with_protocol_versions(&[&TLS13])
+            .map_err(wrong)?
+            .with_client_cert_verifier(Arc::new(clients))
+            .with_single_cert(chain.clone(), pem::key(&files.key)?)
+            .map_err(wrong)?;
+        let mut client = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&TLS13])
+            .map_err(wrong)?
+            .with_webpki_verifier(servers)
+            .with_client_auth_cert(chain, pem::key(&files.key)?)
+            .map_err(wrong)?;
+        server.alpn_protocols = vec![b"h2".to_vec()];
+        client.alpn_protocols = vec![b"h2".to_vec()];
+        // A certificate that was replaced must not be believed by what was agreed on before.
+        server.session_storage = Arc::new(tokio_rustls::rustls::server::NoServerSessionStorage {});
+        server.send_tls13_tickets = 0;
+        client.resumption = tokio_rustls::rustls::client::Resumption::disabled();
+        Ok(Self { server: Arc::new(server), client: Arc::new(client) })
+    }
+}
+
+/// Whether others would believe this certificate, as the one that is connected to, and as the one that
+/// connects.
+fn believed(
+    servers: &WebPkiServerVerifier,
+    clients: &ClusterMember,
+    chain: &[CertificateDer<'_>],
+    cluster: &ServerName<'_>,
+) -> Result<(), Error> {
+    let (own, rest) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+    servers.verify_server_cert(own, rest, cluster, &[], UnixTime::now())?;
+    clients.verify_client_cert(own, rest, UnixTime::now()).map(|_| ())
+}
+
+/// Believes those who connect with a certificate of the authority that names the cluster.
+#[derive(Debug)]
+struct ClusterMember {
+    clients: Arc<dyn ClientCertVerifier>,
+    cluster: ServerName<'static>,
+}
+
+impl ClientCertVerifier for ClusterMember {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.clients.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        own: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let verified = self.clients.verify_client_cert(own, rest, now)?;
+        verify_server_name(&ParsedCertificate::try_from(own)?, &self.cluster)?;
+        Ok(verified)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<tokio_rustls::rustls::client::danger::HandshakeSignatureValid, Error> {
+        self.clients.verify_tls12_signature(message, cert, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<tokio_rustls::rustls::client::danger::HandshakeSignatureValid, Error> {
+        self.clients.verify_tls13_signature(message, cert, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.clients.supported_verify_schemes()
+    }
+}
