@@ -34,6 +34,18 @@ doc: ## The documentation, warnings are errors
 test: ## All tests
 	$(CARGO) test
 
+# Needs dpkg-dev and binutils.
+.PHONY: package
+package: ## The Debian package, in target/debian
+	$(CARGO) build --release --locked --bin lally
+	packaging/debian/build
+
+# See docs/installation.md.
+.PHONY: packaging
+packaging: ## Lints of Dockerfile, chart, manifests, unit and Debian package
+	[ -x target/debug/lally ] || $(CARGO) build --bin lally
+	packaging/check
+
 # With redis-server beside it, if that is installed.
 .PHONY: kills
 kills: ## kill -9 under load (KILLS, 500, per policy), and of nodes that join (HANDOVERS, 40), with dated results

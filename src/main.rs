@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use lally::adapters::config::{self, Command, Config, Invocation, LogFormat, Login, Origin};
 use lally::app::compose::{
-    self, Reloading, RunError, ServingRuntime, SetLogLevel, Signal as Asked, Signals,
+    self, Reloading, RunError, ServiceManager, ServingRuntime, SetLogLevel, Signal as Asked,
+    Signals,
 };
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -64,9 +65,10 @@ fn environment() -> Result<Vec<(String, String)>, String> {
 fn serve(config: Config, reloading: Reloading) -> Result<(), RunError> {
     let cannot = |error| RunError::Server { server: "task", error };
     let runtime = ServingRuntime::new(config.worker_threads).map_err(cannot)?;
+    let manager = ServiceManager::at(std::env::var_os(compose::NOTIFY_SOCKET));
     let outcome = runtime.block_on(async {
         let mut signals = UnixSignals::listen().map_err(cannot)?;
-        compose::run(config, reloading, &mut signals).await
+        compose::run(config, reloading, &mut signals, &manager).await
     });
     runtime.shutdown(LAST_THREADS);
     outcome

@@ -16,5 +16,6 @@ pub mod json_quarantine;
 pub mod memory;
 pub mod record_lines;
 pub mod swim;
+pub mod systemd;
 pub mod tls;
 pub mod tokens;

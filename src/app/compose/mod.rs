@@ -29,3 +29,5 @@ pub use errors::RunError;
 pub use log_level::SetLogLevel;
 pub use run::{Reloading, Signal, Signals, run};
 pub use standby::ServingRuntime;
+
+pub use crate::adapters::systemd::{NOTIFY_SOCKET, ServiceManager};

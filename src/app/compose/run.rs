@@ -1,5 +1,6 @@
 //! The life of the process.
 
+use std::convert::Infallible;
 use std::future::Future;
 use std::io;
 use std::pin::pin;
@@ -15,6 +16,7 @@ use crate::adapters::dash_store::DashStore;
 use crate::adapters::file_aof::FileAof;
 use crate::adapters::grpc::{self, GrpcOptions, GrpcPeers, ServerOptions};
 use crate::adapters::http::{self, LiveOptions};
+use crate::adapters::systemd::{Milestone, ServiceManager};
 use crate::adapters::{hooks, swim};
 use crate::app::{Node, NodeParts, NodeSettings};
 use crate::ports::{Hook, NodeStats};
@@ -32,6 +34,9 @@ pub(super) const DRAIN: Duration = Duration::from_secs(3);
 
 /// How long connections are waited for that are open after that.
 const LAST_CONNECTIONS: Duration = Duration::from_secs(2);
+
+/// How often it is looked whether the service manager has something new to be told.
+const STATUS_EVERY: Duration = Duration::from_secs(1);
 
 /// What a node can be asked from outside.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -58,7 +63,12 @@ pub struct Reloading {
     pub set_log_level: SetLogLevel,
 }
 
-/// Runs a node until it is asked to stop.
+/// Runs a node until it is asked to stop, and tells `manager` how it is.
+///
+/// It is told that the node is up once that can fail no more by itself: the log is read and both ports
+/// are served. Whether clients should come here (`/readyz`) may depend on other nodes, for which no
+/// service manager must wait: if all machines start at once, each would wait for the others. So that
+/// is told in words only.
 ///
 /// # Errors
 /// [`RunError`] says why it did not start, or ended otherwise.
@@ -66,7 +76,9 @@ pub async fn run(
     config: Config,
     reloading: Reloading,
     signals: &mut impl Signals,
+    manager: &ServiceManager,
 ) -> Result<(), RunError> {
+    manager.tell(None, "reading the log").await;
     // A signal stops a node that still starts at once: it has served nobody.
     let (running, is_outdated) = {
         let mut starting = pin!(start(config, reloading));
@@ -87,6 +99,7 @@ pub async fn run(
     if is_outdated {
         running.reloader.ask();
     }
+    let mut reporting = pin!(running.report_to(manager));
     let outcome = loop {
         tokio::select! {
             signal = signals.next() => match signal {
@@ -94,6 +107,7 @@ pub async fn run(
                 Signal::Stop => break Ok(()),
             },
             failure = running.failure() => break Err(failure),
+            never = &mut reporting => match never {},
         }
     };
     if let Err(failure) = &outcome {
@@ -102,8 +116,12 @@ pub async fn run(
         tracing::info!("stopping on request");
     }
     let farewell = if outcome.is_ok() { Farewell::Leave } else { Farewell::Stay };
+    let stopping = async {
+        manager.tell(Some(Milestone::Stopping), "finishing what is under way").await;
+        running.stop(farewell).await
+    };
     tokio::select! {
-        stopped = running.stop(farewell) => outcome.and(stopped),
+        stopped = stopping => outcome.and(stopped),
         () = asked_to_stop(signals) => Err(RunError::Interrupted),
     }
 }
@@ -213,6 +231,24 @@ impl Running {
         servers.spawn(Arc::clone(&reloader).run(http_stop.clone()));
         let server_failed = Arc::new(tokio::sync::Mutex::new(server_failed));
         Ok(Self { node, storage, servers, http_stop, grpc_stop, server_failed, reloader })
+    }
+
+    /// Tells that the node is up, and from then on in words what becomes of it.
+    async fn report_to(&self, manager: &ServiceManager) -> Infallible {
+        let api = self.node.client_api();
+        let (mut milestone, mut told) = (Some(Milestone::Ready), None);
+        loop {
+            let readiness = api.readiness();
+            if told.as_ref() != Some(&readiness) {
+                let status = match &readiness {
+                    Ok(()) => "ready".to_owned(),
+                    Err(why) => format!("not ready: {why}"),
+                };
+                manager.tell(milestone.take(), &status).await;
+                told = Some(readiness);
+            }
+            tokio::time::sleep(STATUS_EVERY).await;
+        }
     }
 
     /// Resolves when something fails without which the node must not go on.

@@ -12,7 +12,8 @@
 //! [`forgetting`], [`compaction`], [`backup`], [`bench`], [`full_disk`], [`slow_disk`], [`full_memory`], [`overload`], [`content`] (bytes come
 //! back as they were), [`durable_names`] (what a power cut must not take), [`dataset`],
 //! [`ask`] (`lally get` and the like), [`log_commands`], [`log_import`] and [`log_repair`] (`lally log ...`, recovering from peers),
-//! [`log_refusals`] (logs that no node starts on), and [`readme`] (what it tells people to type).
+//! [`log_refusals`] (logs that no node starts on),
+//! [`service_manager`] (what systemd is told), [`packaging`] and [`debian`] (containers, services), and [`readme`] (what it tells people to type).
 //!
 //! The harness: [`node`] runs a process, [`client`] speaks HTTP so plainly that the raw text of an
 //! answer can be checked, [`ring`] starts several nodes and waits for them, [`wait`] waits for
@@ -29,6 +30,7 @@ mod config;
 mod consistency;
 mod content;
 mod dataset;
+mod debian;
 pub(super) mod durable_names;
 mod faults;
 mod forgetting;
@@ -46,10 +48,12 @@ mod log_repair;
 pub(super) mod node;
 mod operators;
 mod overload;
+mod packaging;
 mod readme;
 mod reload;
 pub(super) mod ring;
 mod security;
+mod service_manager;
 mod settings;
 mod shape;
 mod slow_disk;

@@ -520,7 +520,7 @@ impl Captured {
 }
 
 /// The address in a log line, in text or JSON format.
-fn addr_in(line: &str) -> Option<SocketAddr> {
+pub fn addr_in(line: &str) -> Option<SocketAddr> {
     ["addr=", "\"addr\":\""].iter().find_map(|before| {
         let (_, rest) = line.split_once(before)?;
         rest.split(|c: char| c == '"' || c == ',' || c.is_whitespace()).next()?.parse().ok()
