@@ -115,6 +115,12 @@ faults: ## Five nodes on a failing network: RUNS (10) of SECONDS (60), the resul
 drill: ## Do the tests notice? Known bugs, put in one by one
 	tests/drill/run
 
+# Needs python3 with venv and pip, and a way to PyPI.
+.PHONY: openapi
+openapi: ## A node called in every way that its description allows, and in others, by schemathesis
+	$(CARGO) build --bin lally
+	tests/openapi/run $(OPTIONS)
+
 .PHONY: forgetting
 forgetting: ## Three processes forget removed keys; one is away meanwhile, or starts on an old backup (five minutes)
 	LALLY_TEST_FORGETTING=1 $(CARGO) test --test it -- --nocapture --test-threads 1 \

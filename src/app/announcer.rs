@@ -175,6 +175,7 @@ impl Announcer {
         if change.liveness != Liveness::Alive {
             return;
         }
+        self.members.statements().note_heard(change.id);
         // One that was forgotten, and is up nevertheless, has to hear of it.
         let left = view.get(change.id).is_some_and(|member| member.phase == Phase::Left);
         // Alive, and unknown here in this generation, or back after it was thought down: either

@@ -100,7 +100,9 @@ impl Clocks {
 
     async fn ask(&self, peer: Peer) -> Option<ClockSample> {
         let asked = self.wall.now();
-        let theirs = self.transport.wall_time(&peer, ANSWER_WITHIN).await.ok()??;
+        let answer = self.transport.wall_time(&peer, ANSWER_WITHIN).await.ok()?;
+        self.members.statements().note_heard(peer.id);
+        let theirs = answer?;
         Some(ClockSample::measure(peer.id, asked, theirs, self.wall.now()))
     }
 

@@ -10,13 +10,13 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::domain::{
-    Content, Forgotten, Key, MemberState, MemberView, MemoryLimit, NodeId, StopCheck, StopRisk,
-    StopWitness, Timestamp, Value,
+    Content, Forgotten, Key, MemberState, MemberView, MemoryLimit, NodeId, QuorumSpec, StopCheck,
+    StopRisk, StopWitness, Timestamp, Value,
 };
 use crate::ports::{
     Answer, BackupStream, ClientApi, ClientError, ClusterStatus, Compacted, Consistency,
     ForgetError, LogLevel, MemberStatus, NoLogLevel, NodeStats, NodeStatus, OpKind, OpLog,
-    Operation, Origin, RequestOptions,
+    Operation, Origin, PeerTransport, RequestOptions,
 };
 
 use super::announcer::Announcer;
@@ -26,8 +26,9 @@ use super::clocks::Clocks;
 use super::compactor::Compactor;
 use super::handoff::Handoff;
 use super::hook_chain::HookChain;
+use super::lags::Lags;
 use super::live::Live;
-use super::members::Members;
+use super::members::{Members, VERSION};
 use super::reading::{ConfirmedQuorums, Reader};
 use super::reconcile::Reconciler;
 use super::recount::Recounter;
@@ -55,6 +56,8 @@ pub struct Coordinator {
     pub(crate) reconciler: Arc<Reconciler>,
     pub(crate) announcer: Arc<Announcer>,
     pub(crate) clocks: Arc<Clocks>,
+    pub(crate) lags: Arc<Lags>,
+    pub(crate) transport: Arc<dyn PeerTransport>,
     pub(crate) recounter: Arc<Recounter>,
     pub(crate) compactor: Arc<Compactor>,
     pub(crate) backups: Backups,
@@ -66,11 +69,12 @@ impl ClientApi for Coordinator {
     async fn get(&self, key: Key, options: RequestOptions) -> Result<Answer, ClientError> {
         let limits = self.live.limits();
         let deadline = self.admit(&options, &limits)?;
-        self.ask_hooks(OpKind::Get, &key, None).await?;
+        let hooks = self.ask_hooks(OpKind::Get, &key, None).await?;
         if self.hooks.is_empty() {
             return Ok(self.read(key, options, limits, deadline).await);
         }
-        let answer = self.read(key.clone(), options, limits, deadline).await;
+        let mut answer = self.read(key.clone(), options, limits, deadline).await;
+        answer.phases.hooks = hooks;
         self.hooks.after_read(&key, answer.value.is_some());
         Ok(answer)
     }
@@ -89,17 +93,17 @@ impl ClientApi for Coordinator {
         }
         let content = Content::Live(value);
         self.admit_growth(&key, &content, limits.max_memory)?;
-        self.ask_hooks(OpKind::Add, &key, content.value()).await?;
+        let hooks = self.ask_hooks(OpKind::Add, &key, content.value()).await?;
         let quorum = options.quorum.unwrap_or(limits.write_quorum);
-        self.writer.write(key, content, quorum, deadline).await
+        self.write(key, content, quorum, (deadline, hooks)).await
     }
 
     async fn remove(&self, key: Key, options: RequestOptions) -> Result<Answer, ClientError> {
         let limits = self.live.limits();
         let deadline = self.admit_write(&options, &limits)?;
-        self.ask_hooks(OpKind::Remove, &key, None).await?;
+        let hooks = self.ask_hooks(OpKind::Remove, &key, None).await?;
         let quorum = options.quorum.unwrap_or(limits.write_quorum);
-        self.writer.write(key, Content::Tombstone, quorum, deadline).await
+        self.write(key, Content::Tombstone, quorum, (deadline, hooks)).await
     }
 
     fn nodes(&self) -> Vec<String> {
@@ -122,7 +126,11 @@ impl ClientApi for Coordinator {
         let view = self.members.view();
         ClusterStatus {
             cluster: self.members.cluster().to_owned(),
-            node: NodeStatus { member: view.me().clone(), state: view.my_state() },
+            node: NodeStatus {
+                member: view.me().clone(),
+                state: view.my_state(),
+                version: VERSION.to_owned(),
+            },
             members: self.others(&view),
             store: self.replica.store().stats(),
             digest: self.replica.store().digest(),
@@ -226,19 +234,33 @@ impl Coordinator {
     /// The other members, as this node sees them.
     fn others(&self, view: &MemberView) -> Vec<MemberStatus> {
         let others = view.others().map(|(member, state)| {
-            let hints = self.handoff.count(member.id);
-            let in_sync =
-                state == MemberState::Alive && hints == 0 && self.reconciler.is_in_sync(member.id);
+            let (lag, statements) = (self.lags.of(member.id, state), self.members.statements());
             MemberStatus {
                 member: member.clone(),
                 state,
-                hints,
-                in_sync,
+                hints: lag.hints,
+                in_sync: lag.in_sync,
+                lag: lag.behind_for,
+                last_heard: statements.last_heard(member.id),
+                version: statements.version_of(member.id),
+                calls: self.transport.stats(member.id),
                 clock_offset_ms: self.clocks.offset_ms(member.id),
                 clock_refusals: self.replica.clock_refusals(member.id),
             }
         });
         others.collect()
+    }
+
+    async fn write(
+        &self,
+        key: Key,
+        content: Content,
+        quorum: QuorumSpec,
+        (deadline, hooks): (Instant, Duration),
+    ) -> Result<Answer, ClientError> {
+        let mut answer = self.writer.write(key, content, quorum, deadline).await?;
+        answer.phases.hooks = hooks;
+        Ok(answer)
     }
 
     async fn read(
@@ -269,17 +291,20 @@ impl Coordinator {
         Ok(deadline)
     }
 
+    /// How long they took, if none refuses.
     async fn ask_hooks(
         &self,
         kind: OpKind,
         key: &Key,
         value: Option<&Value>,
-    ) -> Result<(), ClientError> {
+    ) -> Result<Duration, ClientError> {
         if self.hooks.is_empty() {
-            return Ok(());
+            return Ok(Duration::ZERO);
         }
+        let since = Instant::now();
         let (key, value, origin) = (key.clone(), value.cloned(), Origin::Client);
-        self.hooks.before(Operation { key, kind, origin, value, version: None }).await
+        self.hooks.before(Operation { key, kind, origin, value, version: None }).await?;
+        Ok(since.elapsed())
     }
 }
 

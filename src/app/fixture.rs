@@ -16,12 +16,13 @@ use crate::domain::{
 use crate::ports::{
     Announcement, Answer, Book, Certification, ClientApi, Compacted, EntryStream, Hook, LogError,
     LogRecord, LogStats, Merged, MockClock, MockFailureDetector, MockMemberBook, MockOpLog,
-    MockPeerTransport, MockQuarantine, MockStore, OpLog, Peer, PeerError, PeerTransport,
+    MockPeerTransport, MockQuarantine, MockStore, OpLog, Peer, PeerError, PeerStats, PeerTransport,
     ProtocolRange, ReplayVisitor, Replayed, SnapshotSource, StoreStats, WriteReply,
 };
 
 use super::members::Members;
-use super::node::{Node, NodeParts};
+use super::node::Node;
+use super::parts::NodeParts;
 use super::settings::NodeSettings;
 
 /// The wall time of every test.
@@ -89,6 +90,7 @@ impl Fixture {
     pub(crate) fn build(mut self) -> TestNode {
         let map = Map::default();
         self.transport.expect_round_trip().return_const(None);
+        self.transport.expect_stats().return_const(PeerStats::default());
         let mut clock = MockClock::new();
         clock.expect_now().returning(|| Timestamp::from_nanos(NOW));
         let parts = NodeParts {
@@ -183,6 +185,7 @@ pub(crate) fn announced(sender: Member, members: Vec<Member>) -> Announcement {
         sender,
         members,
         horizon: Timestamp::ZERO,
+        version: "1.2.3".into(),
     }
 }
 
@@ -336,6 +339,10 @@ impl PeerTransport for Delayed {
 
     fn round_trip(&self, peer: NodeId) -> Option<Duration> {
         self.inner.round_trip(peer)
+    }
+
+    fn stats(&self, peer: NodeId) -> PeerStats {
+        self.inner.stats(peer)
     }
 
     fn release(&self, peer: &Peer) {

@@ -20,6 +20,9 @@ use crate::ports::{Announcement, Book, BookError, MemberBook, ProtocolRange, Ref
 use super::fence::Horizon;
 use super::statements::Statements;
 
+/// The release that this node runs.
+pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
+
 /// The members, shared.
 pub(crate) struct Members {
     cluster: String,
@@ -133,6 +136,7 @@ impl Members {
             protocol: ProtocolRange::OURS,
             sender: view.me().clone(),
             members: view.others().map(|(member, _)| member.clone()).collect(),
+            version: VERSION.to_owned(),
             horizon: if self.states_horizon.load(Ordering::Acquire) {
                 self.horizon.get()
             } else {

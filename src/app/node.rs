@@ -10,10 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use crate::domain::{Member, NodeId, Start};
-use crate::ports::{
-    Book, ClientApi, Clock, FailureDetector, Hook, LogError, MemberBook, OpLog, PeerTransport,
-    Quarantine, Replayed, ReplicaApi, Store,
-};
+use crate::ports::{Book, ClientApi, LogError, Replayed, ReplicaApi};
 
 use super::announcer::Announcer;
 use super::apply::Replica;
@@ -26,8 +23,10 @@ use super::ghosts::Ghosts;
 use super::handoff::{Handoff, HandoffLimits};
 use super::hook_chain::HookChain;
 use super::joining::Joining;
+use super::lags::Lags;
 use super::live::Live;
 use super::members::Members;
+use super::parts::NodeParts;
 use super::peer_service::PeerService;
 use super::reading::Reader;
 use super::reconcile::Reconciler;
@@ -54,26 +53,6 @@ const CLOSE_WITHIN: Duration = Duration::from_millis(500);
 
 /// How long the disk of the log may take for the last writes.
 const CLOSE_LOG_WITHIN: Duration = Duration::from_millis(1_500);
-
-/// The adapters of a node.
-pub struct NodeParts {
-    /// The entries.
-    pub store: Arc<dyn Store>,
-    /// The log, not replayed yet.
-    pub log: Arc<dyn OpLog>,
-    /// The way to the peers.
-    pub transport: Arc<dyn PeerTransport>,
-    /// Who is up.
-    pub detector: Arc<dyn FailureDetector>,
-    /// Who this node is and whom it knows.
-    pub book: Arc<dyn MemberBook>,
-    /// Where entries go that must not come back.
-    pub quarantine: Arc<dyn Quarantine>,
-    /// Wall time.
-    pub clock: Arc<dyn Clock>,
-    /// Hooks, in their order.
-    pub hooks: Vec<Arc<dyn Hook>>,
-}
 
 /// A node.
 pub struct Node {
@@ -215,6 +194,8 @@ impl Node {
             reconciler: Arc::clone(&reconciler),
             announcer: Arc::clone(&announcer),
             clocks: Arc::clone(&clocks),
+            lags: Arc::new(Lags::new(&members, &handoff, &reconciler)),
+            transport: Arc::clone(&parts.transport),
             recounter: Arc::new(Recounter::new(Arc::clone(&parts.store), settings.walks)),
             compactor: Arc::clone(&compactor),
             backups: super::backups::Backups::new(Arc::clone(&parts.log), tasks.clone()),
@@ -264,7 +245,7 @@ impl Node {
     /// Fills the store from the log.
     ///
     /// # Errors
-    /// Those of [`OpLog::replay`]; the node must not be started then.
+    /// Those of [`OpLog::replay`](crate::ports::OpLog::replay); the node must not be started then.
     pub async fn replay(&self) -> Result<Replayed, LogError> {
         self.replica.replay().await
     }
@@ -287,6 +268,8 @@ impl Node {
         self.tasks.spawn_loop(async move { handoff.run().await });
         let clocks = Arc::clone(&self.clocks);
         self.tasks.spawn_loop(async move { clocks.run().await });
+        let lags = Arc::clone(&self.coordinator.lags);
+        self.tasks.spawn_loop(async move { lags.run().await });
         let compactor = Arc::clone(&self.compactor);
         self.tasks.spawn_loop(async move { compactor.run().await });
         let (reconciler, interval) =
@@ -386,6 +369,11 @@ impl Node {
     /// The hints, for tests that deliver them by hand.
     pub(crate) fn handoff(&self) -> &Handoff {
         &self.handoff
+    }
+
+    /// The comparisons, for tests that know how they end.
+    pub(crate) fn reconciler(&self) -> &Reconciler {
+        &self.reconciler
     }
 
     /// Serves without joining anybody.

@@ -16,7 +16,7 @@ use crate::domain::{
     Confirmation, Entry, Key, KeyedEntry, Liveness, MemberView, NodeId, Progress, QuorumSpec,
     ReadQuorum, Required,
 };
-use crate::ports::{Answer, Peer, PeerError, PeerTransport, Verdict};
+use crate::ports::{Answer, Peer, PeerError, PeerTransport, Phases, Verdict};
 
 use super::apply::Replica;
 use super::asking::{Asking, decide};
@@ -70,6 +70,7 @@ impl Reader {
         let own_copy = self.replica.get(&key);
         let among = |replicas| Required::to_confirm(quorums.read, quorums.write, replicas);
         Box::pin(async move {
+            let since = Instant::now();
             let mut reading = self.begin(key, own_copy, among);
             decide(&mut reading, deadline).await;
             // What the replicas hold counts here, not that they answered.
@@ -87,7 +88,7 @@ impl Reader {
                     reading.quorum.record_repaired(*node);
                 }
             }
-            reading.answer_with(achieved)
+            reading.answer_with(achieved, since)
         })
         .await
     }
@@ -99,10 +100,11 @@ impl Reader {
         quorum: QuorumSpec,
         deadline: Instant,
     ) -> Answer {
+        let since = Instant::now();
         let mut reading = self.begin(key, own_copy, |replicas| quorum.among(replicas));
         decide(&mut reading, deadline).await;
         let achieved = reading.quorum.achieved();
-        reading.answer_with(achieved)
+        reading.answer_with(achieved, since)
     }
 
     fn begin(
@@ -158,9 +160,10 @@ struct Reading {
 }
 
 impl Reading {
-    /// The answer, with what is still to be done going on in a task.
-    fn answer_with(self, achieved: usize) -> Answer {
-        let answer = answer(self.quorum.newest(), self.quorum.required(), achieved);
+    /// The answer, which was waited for since then, with what is still to be done going on in a task.
+    fn answer_with(self, achieved: usize, since: Instant) -> Answer {
+        let mut answer = answer(self.quorum.newest(), self.quorum.required(), achieved);
+        answer.phases.peers = since.elapsed();
         if let Some(newest) = self.quorum.newest() {
             // A later write of this client through this node must win over what it has read. (A
             // version too far ahead to follow is refused; the next write then meets it as one that
@@ -244,6 +247,7 @@ fn answer(newest: Option<&Entry>, required: Required, achieved: usize) -> Answer
         timestamp: live.map(|entry| entry.version.timestamp),
         required: required.get(),
         achieved: u32::try_from(achieved).unwrap_or(u32::MAX),
+        phases: Phases::default(),
     }
 }
 
@@ -281,6 +285,17 @@ mod tests {
             Ok(WriteReply::Applied { previous: None })
         });
         sent
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_says_how_long_it_waited_for_peers() {
+        let mut fixture = Fixture::with_peers([2]);
+        copies(&mut fixture, &[(2, None)]);
+        fixture.delays = [(2, SECOND / 10)].into();
+        let node = fixture.build();
+        assert_eq!(get(&node, "1").await.phases, Phases::default());
+        let waited = get(&node, "2").await.phases.peers;
+        assert!(waited >= SECOND / 10 && waited < SECOND / 5, "{waited:?}");
     }
 
     #[tokio::test(start_paused = true)]

@@ -6,6 +6,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::domain::{NodeId, Phase, Timestamp};
 use crate::ports::Announcement;
@@ -23,6 +26,8 @@ pub(crate) struct Statements {
     furthest: Horizon,
     /// Addresses of members of which this node has heard from one that joins.
     hearsay: Mutex<BTreeSet<String>>,
+    /// When each member was heard last, in whatever way.
+    heard: Mutex<BTreeMap<NodeId, Instant>>,
 }
 
 #[derive(Debug)]
@@ -31,6 +36,8 @@ struct Stated {
     horizon: Timestamp,
     /// The members that it knows.
     knows: BTreeSet<NodeId>,
+    /// The release that it runs, if it says so.
+    version: String,
 }
 
 impl Statements {
@@ -40,7 +47,9 @@ impl Statements {
         let horizon = if counts { announcement.horizon } else { Timestamp::ZERO };
         let members = announcement.members.iter().filter(|m| m.phase != Phase::Left);
         let knows = members.map(|member| member.id).collect();
-        lock(&self.stated).insert(announcement.sender.id, Stated { horizon, knows });
+        let (sender, version) = (announcement.sender.id, announcement.version.clone());
+        lock(&self.stated).insert(sender, Stated { horizon, knows, version });
+        self.note_heard(sender);
         self.furthest.raise(horizon);
         horizon
     }
@@ -48,6 +57,22 @@ impl Statements {
     /// Where a member is certified, as far as this node knows.
     pub(crate) fn horizon_of(&self, member: NodeId) -> Timestamp {
         lock(&self.stated).get(&member).map(|stated| stated.horizon).unwrap_or_default()
+    }
+
+    /// The release that a member runs, as it stated last.
+    pub(crate) fn version_of(&self, member: NodeId) -> Option<String> {
+        let version = lock(&self.stated).get(&member).map(|stated| stated.version.clone());
+        version.filter(|version| !version.is_empty())
+    }
+
+    /// A member has just been heard.
+    pub(crate) fn note_heard(&self, member: NodeId) {
+        lock(&self.heard).insert(member, Instant::now());
+    }
+
+    /// How long ago that was last.
+    pub(crate) fn last_heard(&self, member: NodeId) -> Option<Duration> {
+        lock(&self.heard).get(&member).map(Instant::elapsed)
     }
 
     /// No member was ever certified further.

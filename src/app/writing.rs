@@ -20,11 +20,12 @@ use crate::domain::{
     WriteQuorum,
 };
 use crate::ports::{
-    Answer, ApplyError, ClientError, LogError, Origin, Peer, PeerError, PeerTransport, Verdict,
-    WriteReply,
+    Answer, ApplyError, ClientError, LogError, Origin, Peer, PeerError, PeerTransport, Phases,
+    Verdict, WriteReply,
 };
 
 use super::apply::Replica;
+use super::attempt::{Failure, Reply, Write, quorum};
 use super::handoff::Handoff;
 use super::members::Members;
 use super::settings::UNREACHABLE_GRACE;
@@ -69,27 +70,6 @@ impl Writer {
     }
 }
 
-/// What is to be written.
-struct Write {
-    key: Key,
-    content: Content,
-    quorum: QuorumSpec,
-    deadline: Instant,
-}
-
-/// A reply to one attempt.
-struct Reply {
-    attempt: u8,
-    node: NodeId,
-    result: Result<WriteReply, Failure>,
-}
-
-/// Why a replica did not take a write.
-enum Failure {
-    Here(ApplyError),
-    There(PeerError),
-}
-
 /// The state of a running write.
 struct Running {
     writer: Arc<Writer>,
@@ -116,6 +96,7 @@ struct Running {
     failed_here: Option<ApplyError>,
     /// Whether somebody holds it, or may, that is not among those who acknowledged this attempt.
     in_doubt: bool,
+    phases: Phases,
 }
 
 /// A write under way. Dropped, by whoever was answered or does not wait any more, it goes on in a
@@ -165,6 +146,7 @@ impl Running {
             missed: Vec::new(),
             failed_here: None,
             in_doubt: false,
+            phases: Phases::default(),
         };
         running.send_to_all(&view);
         running
@@ -265,6 +247,8 @@ impl Running {
                 return self.outcome();
             }
         }
+        // Only who waits reads the clock.
+        let since = Instant::now();
         // Boxed: a timer is large, and of an alignment that makes every future that holds one dear.
         let mut timer = Box::pin(tokio::time::sleep_until(deadline));
         let mut hopeless = false;
@@ -289,9 +273,30 @@ impl Running {
             }
             tokio::select! {
                 biased; // What has arrived by the deadline counts.
-                Some(reply) = self.next_reply() => self.record(reply),
-                () = &mut timer => return self.outcome(),
+                Some(reply) = self.next_reply() => {
+                    self.note_wait(since.elapsed(), reply.node == self.version.node);
+                    self.record(reply);
+                }
+                () = &mut timer => {
+                    // For each that it still waits for.
+                    if self.here.is_some() {
+                        self.phases.log = since.elapsed();
+                    }
+                    if !self.there.is_empty() {
+                        self.phases.peers = since.elapsed();
+                    }
+                    return self.outcome();
+                }
             }
+        }
+    }
+
+    /// It waited so long, for this node's log or for others.
+    const fn note_wait(&mut self, waited: Duration, for_log: bool) {
+        if for_log {
+            self.phases.log = waited;
+        } else {
+            self.phases.peers = waited;
         }
     }
 
@@ -385,13 +390,9 @@ impl Running {
             timestamp,
             required: self.quorum.required().get(),
             achieved: u32::try_from(achieved).unwrap_or(u32::MAX),
+            phases: self.phases,
         })
     }
-}
-
-/// The members that must, and may, acknowledge a write.
-fn quorum(write: &Write, view: &MemberView) -> WriteQuorum {
-    WriteQuorum::new(write.quorum.among(view.size()), view.replicas())
 }
 
 #[cfg(test)]
@@ -488,6 +489,32 @@ mod tests {
         assert_eq!(began.elapsed(), Duration::ZERO);
         node.node.finish().await;
         assert_eq!((node.hints(2), node.hints(3)), (0, 1));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_answer_says_what_it_waited_for() {
+        let ms = Duration::from_millis;
+        for (quorum, log, peer, waited) in [
+            ("1", 0, 50, Phases::default()),
+            ("1", 20, 50, Phases { log: ms(20), ..Phases::default() }),
+            ("2", 0, 50, Phases { peers: ms(50), ..Phases::default() }),
+            ("2", 20, 50, Phases { log: ms(20), peers: ms(50), ..Phases::default() }),
+            // Until the deadline, a second later.
+            ("2", 0, 100_000, Phases { peers: SECOND, ..Phases::default() }),
+            ("1", 100_000, 100_000, Phases { log: SECOND, peers: SECOND, ..Phases::default() }),
+        ] {
+            let mut fixture = Fixture::with_peers([2]).all_acknowledge();
+            fixture.log_delays.1 = ms(log);
+            fixture.delays = [(2, ms(peer))].into();
+            let node = fixture.build();
+            let found = add(&node, quorum).await.unwrap().phases;
+            // The timer of a paused clock is a millisecond late at most.
+            let near = |found: Duration, waited: Duration| {
+                waited <= found && found <= waited + ms(if waited.is_zero() { 0 } else { 2 })
+            };
+            let is_so = near(found.log, waited.log) && near(found.peers, waited.peers);
+            assert!(is_so, "{quorum} {log} {peer}: {found:?}");
+        }
     }
 
     #[tokio::test(start_paused = true)]

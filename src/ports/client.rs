@@ -9,7 +9,7 @@ use crate::domain::{
     StopRisk, Timestamp, Value,
 };
 
-use super::{BackupStream, Compacted, LogError, LogLevel, LogStats, StoreStats};
+use super::{BackupStream, Compacted, LogError, LogLevel, LogStats, PeerStats, StoreStats};
 
 /// What clients ask of this node. The HTTP adapter calls it, and so may an embedding program.
 ///
@@ -128,6 +128,21 @@ pub struct Answer {
     pub required: u32,
     /// How many did, this one included.
     pub achieved: u32,
+    /// What it waited for.
+    pub phases: Phases,
+}
+
+/// What an operation waited for, and how long. Of one that waited for nothing no clock is read, and
+/// all is zero; what it did beside, this does not say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Phases {
+    /// For the hooks that may refuse it.
+    pub hooks: Duration,
+    /// For this node's own log, until it had the write or the answer was given.
+    pub log: Duration,
+    /// For other nodes, until the last that counted or the answer was given. At the same time as for
+    /// the log.
+    pub peers: Duration,
 }
 
 /// Why nothing was done.
@@ -242,6 +257,8 @@ pub struct NodeStatus {
     pub member: Member,
     /// In one word.
     pub state: MemberState,
+    /// The release that it runs.
+    pub version: String,
 }
 
 /// Another member, as this node sees it.
@@ -256,6 +273,16 @@ pub struct MemberStatus {
     /// Whether its data was equal to this node's when they last compared, and it has missed
     /// nothing since.
     pub in_sync: bool,
+    /// For how long this node has not known that any more: nothing while it does, `None` if it never
+    /// did since it started.
+    pub lag: Option<Duration>,
+    /// How long ago this node heard from it last, to within a few seconds; `None` if it never did
+    /// since it started.
+    pub last_heard: Option<Duration>,
+    /// The release that it runs, if it has said so.
+    pub version: Option<String>,
+    /// How the calls to it went.
+    pub calls: PeerStats,
     /// Its wall clock less this node's, in milliseconds, if it answered lately.
     pub clock_offset_ms: Option<i64>,
     /// Entries that it stamped and this node refused, as from too far in the future.

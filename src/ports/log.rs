@@ -192,6 +192,10 @@ pub struct LogStats {
     pub appended: u64,
     /// How long forcing data to disk took, each time since the start.
     pub syncs: SyncTimes,
+    /// How long writing data to the file took, each batch since the start.
+    pub writes: SyncTimes,
+    /// Bytes of records that wait to be written.
+    pub queued_bytes: u64,
     /// How long the oldest data that is to be forced to disk has waited for that; `None` when none
     /// waits.
     pub unforced_for: Option<Duration>,
@@ -208,7 +212,7 @@ impl LogStats {
     }
 }
 
-/// How long syncs took.
+/// How long the disk took for something.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct SyncTimes {
     /// How many took no longer than the bound of this place and longer than the one before; the last
@@ -233,7 +237,20 @@ impl SyncTimes {
         Duration::from_secs(10),
     ];
 
-    /// How many syncs there were.
+    /// Where something that took this long is counted.
+    pub fn place(took: Duration) -> usize {
+        Self::BOUNDS.partition_point(|bound| *bound < took)
+    }
+
+    /// It took this long once more.
+    pub fn record(&mut self, took: Duration) {
+        if let Some(count) = self.counts.get_mut(Self::place(took)) {
+            *count += 1;
+        }
+        self.total = self.total.saturating_add(took);
+    }
+
+    /// How many times it was done.
     pub fn count(&self) -> u64 {
         self.counts.iter().sum()
     }

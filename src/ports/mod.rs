@@ -17,6 +17,7 @@ mod gatekeeper;
 mod hook;
 mod log;
 mod log_level;
+mod peer_stats;
 mod quarantine;
 mod replica;
 mod store;
@@ -25,7 +26,7 @@ mod transport;
 pub use book::{Book, BookError, MemberBook};
 pub use client::{
     Answer, ClientApi, ClientError, ClusterStatus, ComparisonStats, Consistency, ForgetError,
-    MemberStatus, NoLogLevel, NodeStats, NodeStatus, ReloadStats, RequestOptions, Verdict,
+    MemberStatus, NoLogLevel, NodeStats, NodeStatus, Phases, ReloadStats, RequestOptions, Verdict,
 };
 pub use clock::Clock;
 pub use detector::{FailureDetector, LivenessChange};
@@ -36,6 +37,7 @@ pub use log::{
     SnapshotEntries, SnapshotSource, SyncTimes,
 };
 pub use log_level::{InvalidLogLevel, LogLevel};
+pub use peer_stats::{PeerStats, ReplyTimes};
 pub use quarantine::{Quarantine, QuarantineError};
 pub use replica::{
     ApplyError, Certification, EntryChunk, EntryStream, MAX_FETCHED, NotCertified, NotWhole,

@@ -8,7 +8,7 @@ use crate::domain::{
     BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Member, NodeId, Summary, Timestamp,
 };
 
-use super::{Certification, EntryStream, WriteReply};
+use super::{Certification, EntryStream, PeerStats, WriteReply};
 
 /// The version of the language spoken between nodes.
 pub const PROTOCOL_VERSION: u32 = 1;
@@ -118,6 +118,9 @@ pub trait PeerTransport: Send + Sync + 'static {
     /// The smoothed round trip of recent calls to this peer, if there were any.
     fn round_trip(&self, peer: NodeId) -> Option<Duration>;
 
+    /// How the reads and writes sent to this peer went; nothing where that is not counted.
+    fn stats(&self, peer: NodeId) -> PeerStats;
+
     /// This peer has left: ends the way to it, so that nobody calls there any more. A later call
     /// opens it again. Never waits; what is under way goes on.
     fn release(&self, peer: &Peer);
@@ -173,6 +176,8 @@ pub struct Announcement {
     pub members: Vec<Member>,
     /// Where it is certified: it holds everything stamped up to here, and no tombstone. Zero: nowhere.
     pub horizon: Timestamp,
+    /// The release that the sender runs, for people; empty if it does not say.
+    pub version: String,
 }
 
 /// Why two nodes do not belong together. Nothing was changed on either side; no retry helps until
@@ -248,4 +253,25 @@ pub enum PeerError {
     /// The peer sent something that is not of the protocol. The connection was dropped.
     #[error("the peer broke the protocol: {0}")]
     Protocol(String),
+}
+
+impl PeerError {
+    /// What [`reason`](Self::reason) may be, in the order of [`PeerStats::failures`].
+    pub const REASONS: [&'static str; 5] =
+        ["unreachable", "timed_out", "refused", "rejected", "protocol"];
+
+    /// In one word.
+    pub fn reason(&self) -> &'static str {
+        Self::REASONS.get(self.place()).copied().unwrap_or_default()
+    }
+
+    pub(super) const fn place(&self) -> usize {
+        match self {
+            Self::Unreachable(_) => 0,
+            Self::TimedOut => 1,
+            Self::Refused(_) => 2,
+            Self::Rejected(_) => 3,
+            Self::Protocol(_) => 4,
+        }
+    }
 }

@@ -69,7 +69,7 @@ macro_rules! key {
 
 /// Every key, in the order of the help.
 #[rustfmt::skip]
-pub(super) const KEYS: [KeySpec; 39] = [
+pub(super) const KEYS: [KeySpec; 40] = [
     key!("fresh", "fresh", Switch, "BOOL", Some("false"),
         "Start with an empty log; the old one is moved aside, never deleted",
         "true or false"),
@@ -118,6 +118,9 @@ pub(super) const KEYS: [KeySpec; 39] = [
     key!("log_format", "log-format", Text, "FORMAT", Some("text"),
         "How it is logged: 'text' or 'json'",
         "text or json"),
+    key!("slow_log_threshold", "slow-log-threshold", Text, "DURATION", Some("250ms"),
+        "Requests that take longer are logged with what they waited for; 0ms turns that off",
+        "a duration from 0ms to 1h, such as 250ms; 0ms turns it off"),
     key!("max_value_bytes", "max-value-bytes", Number, "SIZE", Some("1MiB"),
         "Longest value",
         "a size from 1 to 16MiB: bytes, or a whole number with KiB or MiB"),

@@ -70,6 +70,8 @@ pub struct Config {
     pub log_level: String,
     /// How to log.
     pub log_format: LogFormat,
+    /// Requests that take longer are logged; `None`: none is.
+    pub slow_log_threshold: Option<Duration>,
     /// Longest value, at most 16 MiB.
     pub max_value_bytes: usize,
     /// Longest HTTP body, not less than `max_value_bytes`.
@@ -168,6 +170,9 @@ impl Config {
             request_timeout: from.required("request_timeout", |v| duration(v, 1, 10_000))?,
             log_level: from.required("log_level", forms::log_filter)?,
             log_format: from.required("log_format", log_format)?,
+            slow_log_threshold: from
+                .required("slow_log_threshold", |v| duration(v, 0, 3_600_000))
+                .map(|threshold| Some(threshold).filter(|threshold| !threshold.is_zero()))?,
             max_value_bytes,
             max_body_bytes: max_body_bytes.unwrap_or(default_body_bytes),
             max_memory: from

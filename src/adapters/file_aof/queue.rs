@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::oneshot;
 
-use crate::ports::{LogError, LogRecord};
+use crate::ports::{LogError, LogRecord, SyncTimes};
 
 use super::batch::{Batch, Done, Pending};
 use super::gathering::Gathering;
@@ -97,6 +97,8 @@ pub(super) struct State {
     /// Who is told once what is written now is forced, and who once the sync that runs has ended.
     until_forced: Vec<Done>,
     being_forced: Vec<Done>,
+    /// How long batches took to be written.
+    pub(super) writes: SyncTimes,
     /// Until then the thread writes alone.
     pub(super) slow_until: Option<Instant>,
     /// What the next batch waits for, with the policy `always`.
@@ -129,6 +131,7 @@ impl State {
             forcing_since: None,
             until_forced: Vec::new(),
             being_forced: Vec::new(),
+            writes: SyncTimes::default(),
             slow_until: None,
             gathering: Gathering::default(),
             room_is_wanted: false,
@@ -168,6 +171,7 @@ impl State {
 
     /// A write took this long: if that is long, the thread writes alone for a while.
     pub(super) fn note_time(&mut self, took: Duration) {
+        self.writes.record(took);
         if took >= SLOW_WRITE {
             let alone_for = (took * THREAD_WRITES_TIMES).min(THREAD_WRITES_FOR_MAX);
             self.slow_until = Some(Instant::now() + alone_for);

@@ -15,8 +15,7 @@ pub(super) struct SyncMeter {
 impl SyncMeter {
     /// A sync took this long.
     pub(super) fn record(&self, took: Duration) {
-        let place = SyncTimes::BOUNDS.partition_point(|bound| *bound < took);
-        if let Some(count) = self.counts.get(place) {
+        if let Some(count) = self.counts.get(SyncTimes::place(took)) {
             count.fetch_add(1, Ordering::Relaxed);
         }
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);

@@ -153,10 +153,16 @@ impl Writer {
 
     pub(super) fn stats(&self) -> LogStats {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
+        let (writes, queued) = {
+            let state = self.shared.state();
+            (state.writes, state.pending_bytes())
+        };
         LogStats {
             bytes: load(&self.shared.bytes) + load(&self.shared.older_bytes),
             appended: load(&self.shared.appended),
             syncs: self.shared.forcing.syncs.times(),
+            writes,
+            queued_bytes: queued as u64,
             unforced_for: self.unforced_for(),
         }
     }

@@ -14,7 +14,7 @@ use rapidhash::fast::RandomState;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::ports::PeerError;
+use crate::ports::{PeerError, PeerStats};
 
 use super::fragments::BATCH_BYTES;
 use super::wire::{ReplyBatch, Request, RequestBatch, reply, request};
@@ -52,6 +52,8 @@ struct State {
     waker: Option<Waker>,
     /// Smoothed.
     round_trip: Option<Duration>,
+    /// But for what is queued.
+    stats: PeerStats,
 }
 
 /// A stream, counted from the first to this peer.
@@ -156,7 +158,9 @@ impl Calls {
             let mut state = self.state();
             for reply in batch.replies {
                 let Some(waiting) = state.under_way.remove(&reply.id) else { continue };
-                state.smooth(now.duration_since(waiting.sent));
+                let took = now.duration_since(waiting.sent);
+                state.smooth(took);
+                state.stats.replies.record(took);
                 answered.push((waiting.reply, reply.kind));
             }
         }
@@ -187,6 +191,17 @@ impl Calls {
     /// The smoothed round trip.
     pub(super) fn round_trip(&self) -> Option<Duration> {
         self.state().round_trip
+    }
+
+    /// A call failed.
+    pub(super) fn note_failure(&self, error: &PeerError) {
+        self.state().stats.note_failure(error);
+    }
+
+    /// How the calls went, and how many wait.
+    pub(super) fn stats(&self) -> PeerStats {
+        let state = self.state();
+        PeerStats { queued: state.queue.len() as u64, ..state.stats }
     }
 
     /// Changes the state, and wakes whoever waits for a change.

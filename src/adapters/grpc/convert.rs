@@ -20,6 +20,9 @@ use super::wire;
 /// Longest address in a member's record.
 const MAX_ADDR_BYTES: usize = 512;
 
+/// Longest name of a release.
+const MAX_VERSION_BYTES: usize = 64;
+
 /// Starts of a node: one a nanosecond for nine years. A higher one could never be risen above.
 const MAX_GENERATION: u64 = 1 << 58;
 
@@ -229,6 +232,7 @@ pub(super) fn announcement_to_wire(announcement: &Announcement) -> wire::Announc
         sender: Some(member_to_wire(&announcement.sender)),
         members: announcement.members.iter().map(member_to_wire).collect(),
         horizon: announcement.horizon.as_nanos(),
+        version: announcement.version.clone(),
     }
 }
 
@@ -247,7 +251,15 @@ pub(super) fn announcement_from_wire(
             .map(member_from_wire)
             .collect::<Result<_, _>>()?,
         horizon: Timestamp::from_nanos(announcement.horizon),
+        version: version_from_wire(announcement.version),
     })
+}
+
+/// For people only: what is no version is none, and no reason to refuse its sender.
+fn version_from_wire(version: String) -> String {
+    let is_one =
+        version.len() <= MAX_VERSION_BYTES && version.bytes().all(|b| b.is_ascii_graphic());
+    if is_one { version } else { String::new() }
 }
 
 pub(super) fn certification_to_wire(certification: Certification) -> wire::FenceRequest {
@@ -425,6 +437,22 @@ mod tests {
         assert_eq!(decoded.horizon, Timestamp::ZERO);
         let theirs = wire::Announcement { horizon: u64::MAX, ..theirs };
         assert_eq!(announcement_to_wire(&announcement_from_wire(theirs.clone()).unwrap()), theirs);
+    }
+
+    #[test]
+    fn a_release_that_is_none_is_no_reason_to_refuse_who_states_it() {
+        let longest = "1".repeat(MAX_VERSION_BYTES);
+        for (stated, taken) in [
+            ("", ""),
+            ("0.1.0-rc.1+5", "0.1.0-rc.1+5"),
+            (longest.as_str(), longest.as_str()),
+            (&format!("{longest}1"), ""),
+            ("1 0", ""),
+            ("1\n0", ""),
+            ("\u{e9}", ""),
+        ] {
+            assert_eq!(version_from_wire(stated.to_owned()), taken, "{stated:?}");
+        }
     }
 
     #[test]

@@ -18,7 +18,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::domain::NodeId;
-use crate::ports::PeerError;
+use crate::ports::{PeerError, PeerStats};
 
 use super::calls::{Calls, Reply, StreamNumber};
 use super::fragments::{Reassembly, split};
@@ -84,6 +84,16 @@ impl Link {
             // The task ended without a word, or is slow: the request may have been sent.
             Ok(Err(_)) | Err(_) => Err(PeerError::TimedOut),
         }
+    }
+
+    /// What came of a call: counted if it failed.
+    pub(super) fn counted<T>(&self, outcome: Result<T, PeerError>) -> Result<T, PeerError> {
+        outcome.inspect_err(|error| self.shared.calls.note_failure(error))
+    }
+
+    /// How the calls went.
+    pub(super) fn stats(&self) -> PeerStats {
+        self.shared.calls.stats()
     }
 
     /// The smoothed round trip.

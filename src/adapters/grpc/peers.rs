@@ -20,7 +20,7 @@ use crate::domain::{
     BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Summary, Timestamp,
 };
 use crate::ports::{
-    Announcement, Certification, EntryStream, Peer, PeerError, PeerTransport, WriteReply,
+    Announcement, Certification, EntryStream, Peer, PeerError, PeerStats, PeerTransport, WriteReply,
 };
 
 use super::convert::{
@@ -217,7 +217,8 @@ impl PeerTransport for GrpcPeers {
     ) -> Result<WriteReply, PeerError> {
         let _call = self.begin()?;
         let request = request::Kind::Write(keyed_to_wire(&write));
-        reply_from_wire(self.link(peer)?.call(request, timeout).await?)
+        let link = self.link(peer)?;
+        link.counted(link.call(request, timeout).await.and_then(reply_from_wire))
     }
 
     async fn read(
@@ -228,7 +229,9 @@ impl PeerTransport for GrpcPeers {
     ) -> Result<Option<Entry>, PeerError> {
         let _call = self.begin()?;
         let key = Bytes::copy_from_slice(key.as_str().as_bytes());
-        copy_from_wire(self.link(peer)?.call(request::Kind::Read(key), timeout).await?)
+        let link = self.link(peer)?;
+        let reply = link.call(request::Kind::Read(key), timeout).await;
+        link.counted(reply.and_then(copy_from_wire))
     }
 
     async fn announce(
@@ -344,6 +347,10 @@ impl PeerTransport for GrpcPeers {
 
     fn round_trip(&self, peer: NodeId) -> Option<Duration> {
         self.links.load().get(&peer)?.round_trip()
+    }
+
+    fn stats(&self, peer: NodeId) -> PeerStats {
+        self.links.load().get(&peer).map(|link| link.stats()).unwrap_or_default()
     }
 
     fn release(&self, peer: &Peer) {

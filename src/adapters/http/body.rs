@@ -16,6 +16,7 @@ use http_body_util::BodyExt;
 use hyper::body::Body;
 use serde::de::{Error, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
+use tokio::time::Instant;
 
 use crate::domain::{InvalidNodeId, Key, NodeId, QuorumSpec, Value};
 use crate::ports::{Consistency, InvalidLogLevel, LogLevel, RequestOptions};
@@ -25,7 +26,7 @@ use super::admission::Places;
 use super::errors::{Code, Refusal};
 
 /// Longest timeout that a client may ask for.
-const MAX_TIMEOUT_MS: u64 = 10_000;
+pub(super) const MAX_TIMEOUT_MS: u64 = 10_000;
 
 /// How much of a body that is too long is read and thrown away before the answer. A client that
 /// is still sending when its connection is closed loses the answer, and so never learns why.
@@ -45,11 +46,13 @@ const OPTIONAL_FIELDS: &str = r#", optionally "quorum": a whole number >= 1, "ma
 const OPTIONAL_GET_FIELDS: &str = r#", optionally "quorum": a whole number >= 1, "majority" or "all", "timeout_ms": a whole number from 1 to 10000, and "consistency": "default" or "confirmed""#;
 
 /// Reads the body of a request whose media type and size are as they should be. A body that is not
-/// there with its head takes one of the places of those that are waited for.
+/// there with its head takes one of the places of those that are waited for, and says how long it
+/// `waited`.
 pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(
     request: Request<B>,
     options: &LiveOptions,
     places: Places<'_>,
+    waited: &mut Duration,
 ) -> Result<Bytes, Refusal> {
     check_media_type(request.headers())?;
     let max = options.max_body_bytes();
@@ -66,8 +69,11 @@ pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(
         return read;
     }
     let _place = places.take()?;
+    let since = Instant::now();
     let timeout = options.body_read_timeout();
-    Box::pin(tokio::time::timeout(timeout, reading)).await.unwrap_or_else(|_| {
+    let read = Box::pin(tokio::time::timeout(timeout, reading)).await;
+    *waited = since.elapsed();
+    read.unwrap_or_else(|_| {
         if too_long {
             return Err(too_large(max));
         }
@@ -176,6 +182,12 @@ impl Visitor<'_> for QuorumVisitor {
         count.map(QuorumSpec::Count).ok_or_else(invalid)
     }
 
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Self::Value, E> {
+        let wrong = || E::invalid_type(Unexpected::Float(number), &self);
+        let whole = whole(number).ok_or_else(wrong)?;
+        self.visit_u64(whole)
+    }
+
     fn visit_str<E: Error>(self, text: &str) -> Result<QuorumSpec, E> {
         match text {
             "majority" => Ok(QuorumSpec::Majority),
@@ -201,6 +213,19 @@ impl Visitor<'_> for TimeoutVisitor {
             Err(E::invalid_value(Unexpected::Unsigned(ms), &self))
         }
     }
+
+    fn visit_f64<E: Error>(self, number: f64) -> Result<Self::Value, E> {
+        let wrong = || E::invalid_type(Unexpected::Float(number), &self);
+        let whole = whole(number).ok_or_else(wrong)?;
+        self.visit_u64(whole)
+    }
+}
+
+/// JSON has one kind of numbers: `2.0` is 2, and some clients write it so.
+#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to fit")]
+fn whole(number: f64) -> Option<u64> {
+    let fits = number.fract() == 0.0 && (0.0..=f64::from(u32::MAX)).contains(&number);
+    fits.then_some(number as u64)
 }
 
 struct ConsistencyVisitor;
@@ -365,7 +390,8 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     async fn read_all(request: Request, options: &HttpOptions) -> Result<Bytes, Refusal> {
-        read(request, &LiveOptions::from(*options), Places::new(&AtomicUsize::new(0), 1)).await
+        let (live, waiting) = (LiveOptions::from(*options), AtomicUsize::new(0));
+        read(request, &live, Places::new(&waiting, 1), &mut Duration::default()).await
     }
     use axum::http::HeaderValue;
     use futures_util::stream;
@@ -375,6 +401,18 @@ mod tests {
         let refusal = parse_key_value(body.as_bytes()).unwrap_err();
         assert_eq!(refusal.code, Code::BadRequest);
         refusal.message.into_owned()
+    }
+
+    #[test]
+    fn a_whole_number_with_a_decimal_point_is_one() {
+        let body = br#"{"key":"k","quorum":2.0,"timeout_ms":5e1}"#;
+        let (_, options) = parse_key(body).unwrap();
+        assert_eq!(options.quorum, Some("2".parse().unwrap()));
+        assert_eq!(options.timeout, Some(Duration::from_millis(50)));
+        for wrong in ["0.0", "-0.0", "1.5", "-1.0", "4294967296.0", "1e300"] {
+            let body = format!(r#"{{"key":"k","quorum":{wrong}}}"#);
+            assert!(parse_key(body.as_bytes()).is_err(), "{wrong}");
+        }
     }
 
     #[test]

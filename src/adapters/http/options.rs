@@ -26,6 +26,8 @@ pub struct HttpOptions {
     pub keep_alive_timeout: Duration,
     /// How long the body of a request may take to arrive; a slower one gets 408.
     pub body_read_timeout: Duration,
+    /// Requests on data that take longer are logged, with what they waited for; `None`: none is.
+    pub slow_log_threshold: Option<Duration>,
     /// How long a stop waits for running requests.
     pub drain: Duration,
 }
@@ -39,6 +41,7 @@ impl Default for HttpOptions {
             header_read_timeout: Duration::from_secs(5),
             keep_alive_timeout: Duration::from_secs(60),
             body_read_timeout: Duration::from_secs(10),
+            slow_log_threshold: Some(Duration::from_millis(250)),
             drain: Duration::from_secs(5),
         }
     }

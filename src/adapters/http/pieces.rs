@@ -46,6 +46,12 @@ impl From<Vec<u8>> for Pieces {
     }
 }
 
+impl From<Bytes> for Pieces {
+    fn from(body: Bytes) -> Self {
+        Self { first: body, rest: None }
+    }
+}
+
 impl From<String> for Pieces {
     fn from(body: String) -> Self {
         body.into_bytes().into()

@@ -7,6 +7,7 @@ use std::io::Write;
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
+use bytes::Bytes;
 use jiff::fmt::temporal::DateTimePrinter;
 
 use crate::domain::{Member, MemberState, StopRisk, Timestamp, Value};
@@ -109,6 +110,8 @@ pub(super) fn cluster(status: &ClusterStatus) -> Response<Whole> {
     push_text(&mut out, &status.cluster);
     out.extend_from_slice(br#","node":{"#);
     push_member(&mut out, &status.node.member, status.node.state);
+    out.extend_from_slice(br#","version":"#);
+    push_text(&mut out, &status.node.version);
     out.extend_from_slice(br#"},"members":["#);
     push_list(&mut out, &status.members, |out, other| {
         out.push(b'{');
@@ -120,10 +123,17 @@ pub(super) fn cluster(status: &ClusterStatus) -> Response<Whole> {
         } else {
             br#","in_sync":false,"clock_offset_ms":"#
         });
-        match other.clock_offset_ms {
-            Some(ms) => write!(out, "{ms}}}").unwrap_or_default(),
-            None => out.extend_from_slice(b"null}"),
+        push_optional(out, other.clock_offset_ms);
+        out.extend_from_slice(br#","last_heard_ms":"#);
+        push_optional(out, other.last_heard.map(|time| time.as_millis()));
+        out.extend_from_slice(br#","lag_ms":"#);
+        push_optional(out, other.lag.map(|time| time.as_millis()));
+        out.extend_from_slice(br#","version":"#);
+        match &other.version {
+            Some(version) => push_text(out, version),
+            None => out.extend_from_slice(b"null"),
         }
+        out.push(b'}');
     });
     out.extend_from_slice(br#"],"keys":"#);
     push_number(&mut out, status.store.keys);
@@ -178,6 +188,13 @@ pub(super) fn backup(stream: Box<dyn BackupStream>) -> Response<Body> {
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
     headers.insert(EXPECTED_BYTES, expected_bytes);
+    response
+}
+
+/// JSON that is there already.
+pub(super) fn document(text: Bytes) -> Response<Whole> {
+    let mut response = Response::new(Whole::from(text));
+    response.headers_mut().insert(header::CONTENT_TYPE, JSON);
     response
 }
 
@@ -278,6 +295,13 @@ fn push_member(out: &mut Vec<u8>, member: &Member, state: MemberState) {
     push_text(out, state_name(state));
 }
 
+fn push_optional(out: &mut Vec<u8>, number: Option<impl std::fmt::Display>) {
+    match number {
+        Some(number) => write!(out, "{number}").unwrap_or_default(),
+        None => out.extend_from_slice(b"null"),
+    }
+}
+
 fn push_list<T>(out: &mut Vec<u8>, items: &[T], push: impl Fn(&mut Vec<u8>, &T)) {
     for (index, item) in items.iter().enumerate() {
         if index > 0 {
@@ -303,6 +327,7 @@ fn push_number(out: &mut Vec<u8>, number: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::Phases;
     use http_body_util::BodyExt;
     use proptest::prelude::*;
 
@@ -326,6 +351,7 @@ mod tests {
             timestamp: timestamp.map(Timestamp::from_nanos),
             required: 3,
             achieved: 1,
+            phases: Phases::default(),
         };
         let mut out = Vec::new();
         push_message(&mut out, call, &answer);
@@ -339,6 +365,7 @@ mod tests {
             timestamp: Some(Timestamp::ZERO),
             required: 1,
             achieved: 1,
+            phases: Phases::default(),
         };
         let body = super::answer(Call::Get, "k", &answer).into_body();
         let declared = hyper::body::Body::size_hint(&body).exact();
@@ -390,6 +417,7 @@ mod tests {
             timestamp: Some(Timestamp::ZERO),
             required: 2,
             achieved: 1,
+            phases: Phases::default(),
         };
         for (timestamp, finding) in
             [(Some(Timestamp::ZERO), "hold this version"), (None, "the key does not exist")]
@@ -412,6 +440,7 @@ mod tests {
             timestamp: Some(Timestamp::ZERO),
             required: 1,
             achieved: 1,
+            phases: Phases::default(),
         };
         let body = answer(Call::Get, text, &found).into_body();
         let bytes = body.collect().await.unwrap().to_bytes();

@@ -6,6 +6,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
@@ -24,9 +25,13 @@ use crate::ports::{ClientApi, Consistency, OpKind, Verdict};
 use super::admission::Places;
 use super::download::BACKUP_PATH;
 use super::errors::{Code, Refusal};
+use super::exporter::{CONTENT_TYPE, Exporter};
 use super::guard::{Admitted, Guard};
-use super::metrics::{CONTENT_TYPE, Call, Exporter, Metrics, Outcome};
+use super::identity::{Identity, Ids};
+use super::metrics::{Call, Metrics, Outcome};
+use super::openapi::{self, OPENAPI_PATH};
 use super::render::Whole;
+use super::slow::{Findings, SlowLog};
 use super::{HttpOptions, LiveOptions, body, render};
 
 type Result = std::result::Result<(Outcome, Response<Whole>), Refusal>;
@@ -62,7 +67,8 @@ where
     B: HttpBody<Data = Bytes, Error: Into<axum::BoxError>> + Send + Unpin + 'static,
 {
     let exporter = Exporter::new(Arc::clone(&metrics), Arc::clone(&api));
-    let front = Arc::new(Front { api, options, guard, metrics, exporter });
+    let (ids, slow_log) = (Ids::default(), SlowLog::default());
+    let front = Arc::new(Front { api, options, guard, metrics, exporter, ids, slow_log });
     let shared = Arc::new((router(Arc::clone(&front)), front));
     tower::service_fn(move |request: RequestOf<B>| {
         let shared = Arc::clone(&shared);
@@ -71,13 +77,25 @@ where
             if let Some(call) = call_on_data(&request) {
                 return Ok(front.carry_out(call, request).await.map(Either::Left));
             }
-            if let Err(refusal) = front.guard.admit(request.uri().path(), request.headers()) {
-                let refused = front.answer(Call::Other, async { Err(refusal) }).await;
-                return Ok(refused.map(Either::Left));
-            }
-            // Boxed: the future of nearly all requests need not have room for it.
-            let response = Box::pin(router.clone().oneshot(request.map(Body::new))).await;
-            response.map(|response| response.map(Either::Right))
+            let mut identity = Identity::of(request.headers());
+            identity.or_made_by(&front.ids);
+            let response = match front.guard.admit(request.uri().path(), request.headers()) {
+                // Boxed: the future of nearly all requests need not have room for it.
+                Ok(_) => Box::pin(router.clone().oneshot(request.map(Body::new))).await,
+                Err(refusal) => {
+                    Ok(front.answer(Call::Other, async { Err(refusal) }).await.map(Body::new))
+                }
+            };
+            response.map(|mut response| {
+                tracing::debug!(
+                    http_status = response.status().as_u16(),
+                    request_id = identity.id(),
+                    trace_id = identity.trace_id(),
+                    "request answered"
+                );
+                identity.sign(response.headers_mut());
+                response.map(Either::Right)
+            })
         }
     })
 }
@@ -99,6 +117,7 @@ fn router(front: Arc<Front>) -> Router {
         .route("/admin/log-level", routing::put(set_log_level))
         .route(BACKUP_PATH, routing::get(backup))
         .route("/metrics", routing::get(scrape))
+        .route(OPENAPI_PATH, routing::get(description))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
         .with_state(front)
@@ -121,6 +140,8 @@ struct Front {
     guard: Guard,
     metrics: Arc<Metrics>,
     exporter: Exporter,
+    ids: Ids,
+    slow_log: SlowLog,
 }
 
 impl Front {
@@ -130,24 +151,54 @@ impl Front {
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
-        let started = Instant::now();
+        let (started, mut found) = (Instant::now(), Findings::default());
+        let mut identity = Identity::of(request.headers());
         let result = match self.guard.admit(request.uri().path(), request.headers()) {
-            Ok(client) => match self.read(request).await {
-                Ok(bytes) => self.admitted(self.work(call, &client, bytes)).await,
+            Ok(client) => match self.read(request, &mut found.body).await {
+                Ok(bytes) => self.admitted(self.work(call, &client, bytes, &mut found)).await,
                 Err(refusal) => Err(refusal),
             },
             Err(refusal) => Err(refusal),
         };
-        self.finish(call.into(), started, result)
+        let (outcome, took, mut response) = self.finish(call.into(), started, result);
+        let is_slow =
+            self.options.initial().slow_log_threshold.is_some_and(|threshold| took > threshold);
+        if is_slow || outcome.code().is_some() {
+            identity.or_made_by(&self.ids);
+        }
+        if is_slow {
+            self.metrics.record_slow(call.into());
+            self.slow_log.note((call.into(), outcome), (started, took), &identity, &found);
+        }
+        tracing::debug!(
+            call = Call::from(call).as_str(),
+            status = outcome.status(),
+            code = outcome.code().map(Code::as_str),
+            micros = took.as_micros(),
+            request_id = identity.id(),
+            trace_id = identity.trace_id(),
+            "request answered"
+        );
+        identity.sign(response.headers_mut());
+        response
     }
 
-    async fn work(&self, call: OpKind, client: &Admitted, bytes: Bytes) -> Result {
+    async fn work(
+        &self,
+        call: OpKind,
+        client: &Admitted,
+        bytes: Bytes,
+        found: &mut Findings,
+    ) -> Result {
         let (key, answer) = match call {
             OpKind::Get => {
                 let (key, options) = body::parse_get(&bytes)?;
                 client.check(&key)?;
-                let answer = self.api.get(key.clone(), options).await?;
+                let answer = self.api.get(key.clone(), options).await;
+                let key = &*found.key.insert(key);
+                let answer = answer?;
                 if options.consistency == Consistency::Confirmed {
+                    found.phases = answer.phases;
                     let response = render::confirmed(key.as_str(), &answer);
                     return Ok((outcome(answer.verdict), response));
                 }
@@ -158,16 +209,17 @@ impl Front {
                 client.check(&key)?;
                 // The value has its own copy now; the rest of the frame need not wait for the quorum.
                 drop(bytes);
-                let answer = self.api.add(key.clone(), value, options).await?;
-                (key, answer)
+                let answer = self.api.add(key.clone(), value, options).await;
+                (&*found.key.insert(key), answer?)
             }
             OpKind::Remove => {
                 let (key, options) = body::parse_key(&bytes)?;
                 client.check(&key)?;
-                let answer = self.api.remove(key.clone(), options).await?;
-                (key, answer)
+                let answer = self.api.remove(key.clone(), options).await;
+                (&*found.key.insert(key), answer?)
             }
         };
+        found.phases = answer.phases;
         Ok((outcome(answer.verdict), render::answer(call.into(), key.as_str(), &answer)))
     }
 
@@ -175,26 +227,32 @@ impl Front {
     async fn answer(&self, call: Call, work: impl Future<Output = Result>) -> Response<Whole> {
         let started = Instant::now();
         let result = self.admitted(work).await;
-        self.finish(call, started, result)
+        self.finish(call, started, result).2
     }
 
     async fn forget(&self, request: Request) -> std::result::Result<Forgotten, Refusal> {
-        let bytes = body::read(request, &self.options, self.awaited()).await?;
+        let waited = &mut Duration::default();
+        let bytes = body::read(request, &self.options, self.awaited(), waited).await?;
         Ok(self.api.forget(body::parse_id(&bytes)?).await?)
     }
 
     async fn set_log_level(&self, request: Request) -> std::result::Result<(), Refusal> {
-        let bytes = body::read(request, &self.options, self.awaited()).await?;
+        let waited = &mut Duration::default();
+        let bytes = body::read(request, &self.options, self.awaited(), waited).await?;
         let set = self.api.set_log_level(body::parse_level(&bytes)?);
         set.map_err(|error| Refusal::new(Code::NotFound, error.to_string()))
     }
 
-    async fn read<B>(&self, request: RequestOf<B>) -> std::result::Result<Bytes, Refusal>
+    async fn read<B>(
+        &self,
+        request: RequestOf<B>,
+        waited: &mut Duration,
+    ) -> std::result::Result<Bytes, Refusal>
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
         self.working().check()?;
-        body::read(request, &self.options, self.awaited()).await
+        body::read(request, &self.options, self.awaited(), waited).await
     }
 
     /// The work has not begun when it is handed in: what is shed does nothing.
@@ -212,19 +270,18 @@ impl Front {
         Places::new(&self.metrics.bodies_awaited, self.options.max_in_flight())
     }
 
-    fn finish(&self, call: Call, started: Instant, result: Result) -> Response<Whole> {
+    /// Counts a request.
+    fn finish(
+        &self,
+        call: Call,
+        started: Instant,
+        result: Result,
+    ) -> (Outcome, Duration, Response<Whole>) {
         let (outcome, response) = result
             .unwrap_or_else(|refusal| (Outcome::Refused(refusal.code), render::refusal(&refusal)));
         let took = started.elapsed();
         self.metrics.record(call, outcome, took);
-        tracing::debug!(
-            call = call.as_str(),
-            status = outcome.status(),
-            code = outcome.code().map(Code::as_str),
-            micros = took.as_micros(),
-            "request answered"
-        );
-        response
+        (outcome, took, response)
     }
 }
 
@@ -290,6 +347,10 @@ async fn scrape(State(front): State<Arc<Front>>) -> Response<Whole> {
     response
 }
 
+async fn description() -> Response<Whole> {
+    render::document(openapi::document())
+}
+
 async fn not_found(State(front): State<Arc<Front>>) -> Response<Whole> {
     let message = "there is nothing at this path; the calls are POST /get, POST /add, \
                    DELETE /remove and GET /nodes";
@@ -320,12 +381,11 @@ mod tests {
     use crate::ports::{
         Answer, ClientError, ClusterStatus, ComparisonStats, ForgetError, LogError, LogLevel,
         LogStats, MemberStatus, MockBackupStream, MockClientApi, NoLogLevel, NodeStats, NodeStatus,
-        ReloadStats, RequestOptions, StoreStats, SyncTimes,
+        PeerStats, Phases, ReloadStats, RequestOptions, StoreStats, SyncTimes,
     };
     use axum::http::{Method, StatusCode};
     use http_body_util::BodyExt;
     use proptest::prelude::*;
-    use std::time::Duration;
     use tower::util::BoxCloneSyncService;
 
     const TIMESTAMP: u64 = 1_700_000_000_123_456_789;
@@ -338,6 +398,7 @@ mod tests {
             timestamp: value.map(|_| Timestamp::from_nanos(TIMESTAMP)),
             required: 2,
             achieved: 3,
+            phases: Phases::default(),
         }
     }
 
@@ -656,6 +717,133 @@ mod tests {
         }
     }
 
+    async fn id_of(
+        app: &App,
+        path: &str,
+        body: &'static str,
+        given: Option<&str>,
+    ) -> Option<String> {
+        let method = if path == "/get" { Method::POST } else { Method::GET };
+        let mut request = request(method, path, body);
+        if let Some(given) = given {
+            request.headers_mut().insert("x-request-id", given.parse().unwrap());
+        }
+        let (head, _) = send(app, request).await;
+        head.headers().get("x-request-id").map(|id| id.to_str().unwrap().to_owned())
+    }
+
+    #[tokio::test]
+    async fn the_id_of_a_request_comes_back_and_who_has_none_gets_one_where_it_may_be_wanted() {
+        let mut api = MockClientApi::new();
+        api.expect_get().returning(|_, _| Ok(found(None)));
+        let app = app(api);
+        for (path, body) in
+            [("/get", r#"{"key":"k"}"#), ("/get", "{}"), ("/healthz", ""), ("/x", "")]
+        {
+            let (kept, made) = (
+                id_of(&app, path, body, Some("mine-1")).await,
+                id_of(&app, path, body, None).await,
+            );
+            assert_eq!(kept.as_deref(), Some("mine-1"), "{path} {body}");
+            let goes_well = path == "/get" && body != "{}";
+            assert_eq!(made.map(|id| id.len()), (!goes_well).then_some(16), "{path} {body}");
+            let replaced = id_of(&app, path, body, Some("not one")).await;
+            assert_eq!(replaced.is_none(), goes_well, "{path} {body}");
+        }
+    }
+
+    /// What is logged while this is carried out.
+    async fn logged(work: impl Future<Output = ()>) -> String {
+        #[derive(Clone, Default)]
+        struct Lines(Arc<std::sync::Mutex<Vec<u8>>>);
+        impl std::io::Write for Lines {
+            fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+                self.0.lock().unwrap().extend_from_slice(bytes);
+                Ok(bytes.len())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let lines = Lines::default();
+        let writer = lines.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::DEBUG)
+            .with_ansi(false)
+            .with_writer(move || writer.clone())
+            .finish();
+        let guard = tracing::subscriber::set_default(subscriber);
+        work.await;
+        drop(guard);
+        String::from_utf8(lines.0.lock().unwrap().clone()).unwrap()
+    }
+
+    const TRACEPARENT: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+
+    #[tokio::test(start_paused = true)]
+    async fn a_slow_request_is_logged_with_what_it_waited_for_and_without_its_key_and_value() {
+        let mut api = MockClientApi::new();
+        api.expect_add().returning(|_, value, _| {
+            let peers = Duration::from_millis(700);
+            Ok(Answer {
+                phases: Phases { peers, log: peers / 2, ..Phases::default() },
+                ..found(Some(value.as_str()))
+            })
+        });
+        let metrics = Arc::<Metrics>::default();
+        let app = BoxCloneSyncService::new(measured_service(
+            Arc::new(api),
+            HttpOptions::default().into(),
+            Guard::open(),
+            Arc::clone(&metrics),
+        ));
+        let late = |ms| async move {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            Ok::<_, Infallible>(r#"{"key":"secret-key","value":"secret-value"}"#)
+        };
+        let log = logged(async {
+            for ms in [249, 300] {
+                let body = Body::from_stream(futures_util::stream::once(late(ms)));
+                let mut request = request(Method::POST, "/add", body);
+                request.headers_mut().insert("x-request-id", "r-1".parse().unwrap());
+                request.headers_mut().insert("traceparent", TRACEPARENT.parse().unwrap());
+                assert_eq!(send(&app, request).await.0.status(), StatusCode::OK);
+            }
+        })
+        .await;
+        let slow: Vec<_> = log.lines().filter(|line| line.contains("slow request")).collect();
+        assert_eq!(slow.len(), 1, "{log}");
+        for part in [
+            " WARN ",
+            r#"call="add" status="success""#,
+            "key_bytes=10 key_hash=\"",
+            "total_ms=300 body_ms=300 hooks_ms=0 log_ms=350 peers_ms=700 here_ms=0",
+            r#"request_id="r-1" trace_id="4bf92f3577b34da6a3ce929d0e0e4736" suppressed=0"#,
+        ] {
+            assert!(slow[0].contains(part), "{part}: {}", slow[0]);
+        }
+        assert!(!log.contains("secret"), "{log}");
+        assert_eq!(
+            metrics.calls[Call::Add as usize].slow.load(std::sync::atomic::Ordering::Relaxed),
+            1
+        );
+    }
+
+    #[tokio::test]
+    async fn a_refusal_is_logged_with_its_code_its_id_and_its_trace() {
+        let app = app(MockClientApi::new());
+        let log = logged(async {
+            let mut request = request(Method::POST, "/get", "{\"secret\":1}");
+            request.headers_mut().insert("traceparent", TRACEPARENT.parse().unwrap());
+            let (head, _) = send(&app, request).await;
+            assert_eq!(head.headers()["x-request-id"].len(), 16);
+        })
+        .await;
+        let line = log.lines().find(|line| line.contains("bad_request")).unwrap();
+        assert!(line.contains("request_id=\"") && line.contains("trace_id=\"4bf92f"), "{line}");
+        assert!(!log.contains("secret"), "{log}");
+    }
+
     #[tokio::test]
     async fn nodes_lists_the_addresses() {
         let mut api = MockClientApi::new();
@@ -706,7 +894,11 @@ mod tests {
         let state = MemberState::Suspect;
         ClusterStatus {
             cluster: "lally".into(),
-            node: NodeStatus { member: member(1), state: MemberState::Alive },
+            node: NodeStatus {
+                member: member(1),
+                state: MemberState::Alive,
+                version: "1.2.3".into(),
+            },
             members: vec![MemberStatus {
                 member: member(2),
                 state,
@@ -714,6 +906,10 @@ mod tests {
                 in_sync: false,
                 clock_offset_ms: Some(-1_500),
                 clock_refusals: 4,
+                lag: Some(Duration::from_millis(9_500)),
+                last_heard: Some(Duration::from_millis(700)),
+                version: None,
+                calls: PeerStats { failures: [0, 3, 0, 0, 0], queued: 2, ..PeerStats::default() },
             }],
             store: StoreStats { keys: 10, tombstones: 2, payload_bytes: 300, memory_bytes: 2_000 },
             digest: Digest::default(),
@@ -732,9 +928,10 @@ mod tests {
             concat!(
                 r#"{"status":"success","cluster":"lally","#,
                 r#""node":{"id":"0000000000000001","grpc_addr":"10.0.0.1:50071","#,
-                r#""http_addr":"10.0.0.1:3000","state":"alive"},"#,
+                r#""http_addr":"10.0.0.1:3000","state":"alive","version":"1.2.3"},"#,
                 r#""members":[{"id":"0000000000000002","grpc_addr":"10.0.0.2:50071","#,
-                r#""http_addr":"10.0.0.2:3000","state":"suspect","hints":7,"in_sync":false,"clock_offset_ms":-1500}],"#,
+                r#""http_addr":"10.0.0.2:3000","state":"suspect","hints":7,"in_sync":false,"clock_offset_ms":-1500,"#,
+                r#""last_heard_ms":700,"lag_ms":9500,"version":null}],"#,
                 r#""keys":10,"tombstones":2,"digest":"0000000000000000","#,
                 r#""horizon":"1970-01-01T00:00:01.500000000Z"}"#
             )
@@ -803,6 +1000,8 @@ mod tests {
                 bytes: 4_096,
                 appended: 12,
                 syncs,
+                writes: SyncTimes { counts: [8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1], total },
+                queued_bytes: 17,
                 unforced_for: Some(Duration::from_millis(1_500)),
             },
             read_repairs: 5,
@@ -852,6 +1051,15 @@ mod tests {
             r#"lally_log_sync_duration_seconds_bucket{le="10.0"} 2"#,
             r#"lally_log_sync_duration_seconds_bucket{le="+Inf"} 3"#,
             "lally_log_unforced_seconds 1.5",
+            "lally_log_write_duration_seconds_count 9",
+            "lally_log_queue_bytes 17",
+            r#"lally_member_in_sync{member="0000000000000002"} 0.0"#,
+            r#"lally_member_lag_seconds{member="0000000000000002"} 9.5"#,
+            r#"lally_member_last_heard_seconds{member="0000000000000002"} 0.7"#,
+            r#"lally_peer_call_failures_total{member="0000000000000002",reason="timed_out"} 3"#,
+            r#"lally_peer_calls_queued{member="0000000000000002"} 2"#,
+            concat!(r#"lally_build_info{version=""#, env!("CARGO_PKG_VERSION"), r#""} 1"#),
+            r#"lally_slow_requests_total{call="get"} 0"#,
             "lally_read_repairs_total 5",
             "lally_drift_refusals_total 0",
             "lally_ready 1",

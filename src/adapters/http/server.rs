@@ -117,7 +117,7 @@ mod tests {
     use super::super::HttpOptions;
     use super::*;
     use crate::domain::Key;
-    use crate::ports::{Answer, MockClientApi, RequestOptions, Verdict};
+    use crate::ports::{Answer, MockClientApi, Phases, RequestOptions, Verdict};
     use std::future::Future;
     use std::time::Duration;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -152,7 +152,14 @@ mod tests {
 
     fn absent() -> Answer {
         let verdict = Verdict::Success;
-        Answer { verdict, value: None, timestamp: None, required: 1, achieved: 1 }
+        Answer {
+            verdict,
+            value: None,
+            timestamp: None,
+            required: 1,
+            achieved: 1,
+            phases: Phases::default(),
+        }
     }
 
     fn answering() -> Arc<dyn ClientApi> {

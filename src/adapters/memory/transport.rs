@@ -17,7 +17,7 @@ use crate::domain::{
 };
 use crate::ports::{
     Announcement, ApplyError, Certification, EntryChunk, EntryStream, Origin, Peer, PeerError,
-    PeerTransport, Refusal, ReplicaApi, WriteReply,
+    PeerStats, PeerTransport, Refusal, ReplicaApi, WriteReply,
 };
 
 /// A stream that does not begin within this time has timed out.
@@ -257,6 +257,10 @@ impl PeerTransport for MemoryTransport {
 
     fn round_trip(&self, _peer: NodeId) -> Option<Duration> {
         None
+    }
+
+    fn stats(&self, _peer: NodeId) -> PeerStats {
+        PeerStats::default()
     }
 
     fn release(&self, _peer: &Peer) {}

@@ -51,6 +51,7 @@ pub(super) fn http_options(config: &Config) -> HttpOptions {
         header_read_timeout: config.header_read_timeout,
         keep_alive_timeout: config.keep_alive_timeout,
         body_read_timeout: config.body_read_timeout,
+        slow_log_threshold: config.slow_log_threshold,
         drain: DRAIN,
     }
 }

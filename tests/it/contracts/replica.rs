@@ -233,6 +233,7 @@ pub fn statement(cluster: &str, sender: Member) -> Announcement {
             .map(|(phase, id)| member(id, phase))
             .collect(),
         horizon: Timestamp::from_nanos(1_234_567_890_123_456_789),
+        version: "0.1.0-test".to_owned(),
     }
 }
 

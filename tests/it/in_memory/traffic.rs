@@ -17,7 +17,7 @@ use lally::domain::{
 };
 use lally::ports::{
     Announcement, Certification, EntryChunk, EntryStream, LogRecord, OpLog, Peer, PeerError,
-    PeerTransport, Store, WriteReply,
+    PeerStats, PeerTransport, Store, WriteReply,
 };
 
 use super::nodes::{EPOCH, eventually};
@@ -166,6 +166,10 @@ impl PeerTransport for Counted {
 
     fn round_trip(&self, peer: NodeId) -> Option<Duration> {
         self.inner.round_trip(peer)
+    }
+
+    fn stats(&self, peer: NodeId) -> PeerStats {
+        self.inner.stats(peer)
     }
 
     async fn close(&self) {

@@ -154,7 +154,9 @@ fn the_members_are_shown_as_the_node_sees_them() {
     assert!(lines[1].starts_with("ID ") && lines[3].contains(&other), "{shown}");
     let status = said(first.http(), &["status"]);
     assert!(
-        status.contains(": ready\n") && status.contains("1 other members, 1 alive"),
+        status.contains(": ready\n")
+            && status.contains(env!("CARGO_PKG_VERSION"))
+            && status.contains("1 other members, 1 alive"),
         "{status}"
     );
 }

@@ -357,7 +357,7 @@ fn the_cluster_page_has_the_promised_shape() {
     let reply = client.ask("GET", "/cluster");
     assert_eq!(
         reply.shape(),
-        "{status,cluster,node{id,grpc_addr,http_addr,state},members[],keys,tombstones,digest,horizon}"
+        "{status,cluster,node{id,grpc_addr,http_addr,state,version},members[],keys,tombstones,digest,horizon}"
     );
     let cluster = reply.json();
     assert_eq!(cluster["status"], "success");
@@ -368,9 +368,82 @@ fn the_cluster_page_has_the_promised_shape() {
     super::ring::wait_whole([&node, &other]);
     assert_eq!(
         client.ask("GET", "/cluster").shape(),
-        "{status,cluster,node{id,grpc_addr,http_addr,state},\
-         members[{id,grpc_addr,http_addr,state,hints,in_sync,clock_offset_ms}],keys,tombstones,digest,horizon}"
+        "{status,cluster,node{id,grpc_addr,http_addr,state,version},\
+         members[{id,grpc_addr,http_addr,state,hints,in_sync,clock_offset_ms,last_heard_ms,lag_ms,version}],keys,tombstones,digest,horizon}"
     );
+}
+
+/// Whether a value is as a schema says, with all of its fields and no others.
+fn fits(schema: &Value, value: &Value, schemas: &Value) -> bool {
+    if let Some(reference) = schema["$ref"].as_str() {
+        return fits(&schemas[reference.rsplit('/').next().unwrap()], value, schemas);
+    }
+    if !schema["const"].is_null() {
+        return schema["const"] == *value;
+    }
+    let kind = match value {
+        Value::Null => "null",
+        Value::Bool(_) => "boolean",
+        Value::Number(_) => "integer",
+        Value::String(_) => "string",
+        Value::Array(_) => "array",
+        Value::Object(_) => "object",
+    };
+    let types = schema["type"].as_array().cloned().unwrap_or_else(|| vec![schema["type"].clone()]);
+    let listed = |choices: &Value| choices.as_array().is_none_or(|all| all.contains(value));
+    let inner = match value {
+        Value::Array(items) => items.iter().all(|item| fits(&schema["items"], item, schemas)),
+        Value::Object(fields) => {
+            let described = schema["properties"].as_object().unwrap();
+            described.len() == fields.len()
+                && described.iter().all(|(name, schema)| {
+                    fields.get(name).is_some_and(|field| fits(schema, field, schemas))
+                })
+        }
+        _ => true,
+    };
+    types.contains(&kind.into()) && listed(&schema["enum"]) && inner
+}
+
+#[test]
+fn answers_have_the_fields_that_the_description_says_and_no_others() {
+    let first = node();
+    let second = Setup::new().seed(first.grpc()).start_ready();
+    super::ring::wait_whole([&first, &second]);
+    let mut client = first.client();
+    let described = client.ask("GET", "/openapi.json").json();
+    assert_eq!(
+        described,
+        serde_json::from_str::<Value>(include_str!("../../../docs/openapi.json")).unwrap()
+    );
+    let schemas = &described["components"]["schemas"];
+    let (key, nobody) = (json!({"key": "k"}), json!({"id": "0123456789abcdef"}));
+    let written = json!({"key": "k", "value": "v"});
+    let mut replies = vec![
+        ("Answer", client.call("POST", "/add", &written)),
+        ("Answer", client.call("POST", "/get", &key)),
+        ("Answer", client.call("DELETE", "/remove", &key)),
+        ("Answer", client.call("POST", "/get", &key)),
+        ("Error", client.call("POST", "/get", &written)),
+        ("Error", client.call("POST", "/cluster/forget", &nobody)),
+        ("Compacted", client.ask("POST", "/admin/compact")),
+        ("Error", client.ask("GET", "/nothing")),
+        ("Error", client.ask("GET", "/add")),
+    ];
+    for (path, methods) in described["paths"].as_object().unwrap() {
+        let schema = &methods["get"]["responses"]["200"]["content"]["application/json"]["schema"];
+        if let Some(name) = schema["$ref"].as_str() {
+            replies.push((name.rsplit('/').next().unwrap(), client.ask("GET", path)));
+        }
+    }
+    assert_eq!(replies.len(), 14);
+    for (name, reply) in replies {
+        assert!(fits(&schemas[name], &reply.json(), schemas), "{name}: {}", reply.body);
+    }
+    let members = client.ask("GET", "/cluster").json()["members"].clone();
+    assert_eq!(members[0]["version"], env!("CARGO_PKG_VERSION"));
+    let wrong = json!({"status": "success", "nodes": [1]});
+    assert!(!fits(&schemas["Nodes"], &wrong, schemas), "the comparison compares nothing");
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use lally::domain::{Content, Digest, Entry, Key, NodeId, Timestamp, Value, Version};
-use lally::ports::{Answer, ClientError, Consistency, Verdict};
+use lally::ports::{Answer, ClientError, Consistency, Phases, Verdict};
 
 use super::checks;
 use super::history::{Destroyed, Evidence, FinalState, Newcomer, Op, OpKind, Outcome};
@@ -39,6 +39,7 @@ fn op(kind: OpKind, site: u8, began: u64, shown: Option<(u64, &str)>) -> Op {
         timestamp: shown.map(|(at, _)| Timestamp::from_nanos(at)),
         required: 2,
         achieved: 2,
+        phases: Phases::default(),
     };
     Op {
         client: 0,

@@ -13,8 +13,8 @@ use lally::domain::{
     BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Summary, Timestamp,
 };
 use lally::ports::{
-    Announcement, ApplyError, Certification, EntryStream, Origin, Peer, PeerError, PeerTransport,
-    Refusal, ReplicaApi, WriteReply,
+    Announcement, ApplyError, Certification, EntryStream, Origin, Peer, PeerError, PeerStats,
+    PeerTransport, Refusal, ReplicaApi, WriteReply,
 };
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -381,6 +381,10 @@ impl PeerTransport for SimTransport {
 
     fn round_trip(&self, peer: NodeId) -> Option<Duration> {
         self.network.round_trip(self.from, peer)
+    }
+
+    fn stats(&self, _peer: NodeId) -> PeerStats {
+        PeerStats::default()
     }
 
     async fn close(&self) {}

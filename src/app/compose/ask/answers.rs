@@ -55,6 +55,8 @@ pub(super) struct Member {
     pub(super) grpc_addr: String,
     pub(super) http_addr: String,
     pub(super) state: String,
+    #[serde(default)]
+    pub(super) version: Option<String>,
 }
 
 /// A member as the node that was asked sees it.
@@ -65,6 +67,11 @@ pub(super) struct OtherMember {
     pub(super) hints: u64,
     pub(super) in_sync: bool,
     pub(super) clock_offset_ms: Option<i64>,
+    // Of those that follow, nodes before them say nothing.
+    #[serde(default)]
+    pub(super) last_heard_ms: Option<u64>,
+    #[serde(default)]
+    pub(super) lag_ms: Option<u64>,
 }
 
 /// The answer to `/cluster/safe-to-stop`.

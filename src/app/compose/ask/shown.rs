@@ -45,13 +45,16 @@ pub(super) fn harmless_json(json: &str) -> Cow<'_, str> {
 pub(super) fn cluster(answer: &ClusterAnswer) -> String {
     let ClusterAnswer { keys, tombstones, .. } = answer;
     let [cluster, digest] = [&answer.cluster, &answer.digest].map(|text| harmless(text));
-    let mut rows =
-        vec![["ID", "STATE", "GRPC", "HTTP", "HINTS", "IN SYNC", "CLOCK"].map(str::to_owned)];
-    rows.push(row(&answer.node, ["-", "-", "-"].map(str::to_owned)));
+    let titles =
+        ["ID", "STATE", "GRPC", "HTTP", "VERSION", "HINTS", "IN SYNC", "LAG", "HEARD", "CLOCK"];
+    let mut rows = vec![titles.map(str::to_owned)];
+    rows.push(row(&answer.node, ["-"; 5].map(str::to_owned)));
     for other in &answer.members {
-        let OtherMember { member, hints, in_sync, clock_offset_ms } = other;
-        let clock = clock_offset_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms:+} ms"));
-        rows.push(row(member, [hints.to_string(), yes(*in_sync).to_owned(), clock]));
+        let OtherMember { member, hints, in_sync, clock_offset_ms, last_heard_ms, lag_ms } = other;
+        let clock = clock_offset_ms.map_or_else(unknown, |ms| format!("{ms:+} ms"));
+        let heard = last_heard_ms.map_or_else(unknown, |ms| format!("{} ago", seconds(ms)));
+        let lag = lag_ms.map_or_else(unknown, seconds);
+        rows.push(row(member, [hints.to_string(), yes(*in_sync).to_owned(), lag, heard, clock]));
     }
     let mut out =
         format!("cluster {cluster}: {keys} keys, {tombstones} tombstones, digest {digest}\n");
@@ -59,12 +62,22 @@ pub(super) fn cluster(answer: &ClusterAnswer) -> String {
     out
 }
 
-fn row(member: &Member, rest: [String; 3]) -> [String; 7] {
-    let [hints, in_sync, clock] = rest;
-    let Member { id, state, grpc_addr, http_addr } = member;
-    let [id, state, grpc_addr, http_addr] =
-        [id, state, grpc_addr, http_addr].map(|text| harmless(text).into_owned());
-    [id, state, grpc_addr, http_addr, hints, in_sync, clock]
+fn unknown() -> String {
+    "-".to_owned()
+}
+
+/// A time in whole seconds, as precise as it is known.
+fn seconds(ms: u64) -> String {
+    format!("{} s", ms / 1_000)
+}
+
+fn row(member: &Member, rest: [String; 5]) -> [String; 10] {
+    let [hints, in_sync, lag, heard, clock] = rest;
+    let Member { id, state, grpc_addr, http_addr, version } = member;
+    let version = version.as_ref().map_or("-", String::as_str);
+    let [id, state, grpc_addr, http_addr, version] =
+        [id, state, grpc_addr, http_addr, version].map(|text| harmless(text).into_owned());
+    [id, state, grpc_addr, http_addr, version, hints, in_sync, lag, heard, clock]
 }
 
 /// Columns as wide as what is in them.
@@ -99,14 +112,18 @@ pub(super) fn status(
     let count = |state: &str| others.iter().filter(|other| other.member.state == state).count();
     let behind = others.iter().filter(|other| !other.in_sync).count();
     let ready = not_ready.map_or("ready".to_owned(), |why| format!("not ready: {}", harmless(why)));
+    let version = cluster.node.version.as_ref();
+    let version = version.map(|is| format!(", version {}", harmless(is))).unwrap_or_default();
+    let lag = others.iter().filter(|other| !other.in_sync).filter_map(|other| other.lag_ms).max();
+    let lag = lag.map(|ms| format!(" (for up to {})", seconds(ms))).unwrap_or_default();
     let stopping = if stop.safe {
         "safe to stop".to_owned()
     } else {
         format!("not safe to stop: {}", harmless(&stop.reasons.join("; ")))
     };
     format!(
-        "node {} of cluster {} at {addr}: {ready}\n{} keys, {} tombstones; {} other members, {} alive, {behind} \
-         not in sync\n{stopping}\n",
+        "node {} of cluster {} at {addr}{version}: {ready}\n{} keys, {} tombstones; {} other members, {} alive, {behind} \
+         not in sync{lag}\n{stopping}\n",
         harmless(&cluster.node.id),
         harmless(&cluster.cluster),
         cluster.keys,
@@ -126,9 +143,10 @@ mod tests {
 
     fn asked() -> ClusterAnswer {
         serde_json::from_str(
-            r#"{"cluster":"lally","node":{"id":"1","grpc_addr":"a:1","http_addr":"a:2","state":"alive"},
-                "members":[{"id":"22","grpc_addr":"bb:1","http_addr":"b:2","state":"down","hints":7,
-                "in_sync":false,"clock_offset_ms":-3}],"keys":5,"tombstones":1,"digest":"00ff"}"#,
+            r#"{"cluster":"lally","node":{"id":"1","grpc_addr":"a:1","http_addr":"a:2","state":"alive",
+                "version":"0.2.0"},"members":[{"id":"22","grpc_addr":"bb:1","http_addr":"b:2","state":"down","hints":7,
+                "in_sync":false,"clock_offset_ms":-3,"last_heard_ms":61999,"lag_ms":62000,
+                "version":null}],"keys":5,"tombstones":1,"digest":"00ff"}"#,
         )
         .unwrap()
     }
@@ -137,9 +155,9 @@ mod tests {
     fn the_members_stand_in_columns() {
         let expected = "\
 cluster lally: 5 keys, 1 tombstones, digest 00ff
-ID  STATE  GRPC  HTTP  HINTS  IN SYNC  CLOCK
-1   alive  a:1   a:2   -      -        -
-22  down   bb:1  b:2   7      no       -3 ms
+ID  STATE  GRPC  HTTP  VERSION  HINTS  IN SYNC  LAG   HEARD     CLOCK
+1   alive  a:1   a:2   0.2.0    -      -        -     -         -
+22  down   bb:1  b:2   -        7      no       62 s  61 s ago  -3 ms
 ";
         assert_eq!(cluster(&asked()), expected);
     }
@@ -147,8 +165,8 @@ ID  STATE  GRPC  HTTP  HINTS  IN SYNC  CLOCK
     #[test]
     fn a_status_says_whether_and_why_not() {
         let safe = StopAnswer { safe: true, reasons: Vec::new() };
-        let expected = "node 1 of cluster lally at a:2: ready\n5 keys, 1 tombstones; 1 other members, 0 \
-                        alive, 1 not in sync\nsafe to stop\n";
+        let expected = "node 1 of cluster lally at a:2, version 0.2.0: ready\n5 keys, 1 tombstones; \
+                        1 other members, 0 alive, 1 not in sync (for up to 62 s)\nsafe to stop\n";
         assert_eq!(status("a:2", None, &asked(), &safe), expected);
         let reasons = vec!["it is the last one".to_owned(), "b needs it".to_owned()];
         let shown = status("a:2", Some("joining"), &asked(), &StopAnswer { safe: false, reasons });
