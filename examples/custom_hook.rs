@@ -1,10 +1,12 @@
-//! A hook of the program's own: counts what happens per prefix, and refuses one.
+//! A hook of the program's own: counts what clients do per prefix, and refuses one. What each part
+//! of it promises is said in `docs/hooks.md`.
 //!
 //! ```sh
 //! cargo run --example custom_hook
 //! ```
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -14,13 +16,14 @@ use lally::adapters::memory::{
 };
 use lally::app::{Node, NodeParts, NodeSettings, claim_identity};
 use lally::domain::{KeptData, Key, NodeId, Start, Value};
-use lally::ports::{ClientError, Effect, Hook, OpKind, Operation, RequestOptions, Veto};
+use lally::ports::{ClientError, Effect, Hook, OpKind, Operation, Origin, RequestOptions, Veto};
 
 /// Counts operations by the part of the key before the first colon.
 #[derive(Default)]
 pub struct PrefixCounter {
     counts: Mutex<BTreeMap<String, u64>>,
     changed: Condvar,
+    is_stopped: AtomicBool,
 }
 
 impl PrefixCounter {
@@ -42,6 +45,12 @@ impl Hook for PrefixCounter {
         true
     }
 
+    /// Comparing a prefix neither waits nor takes long, so it can be asked on the request's thread, where
+    /// it is never passed over. Without this, a busy node may let an operation through.
+    fn answers_at_once(&self) -> bool {
+        true
+    }
+
     fn before(&self, operation: &Operation) -> Result<(), Veto> {
         if operation.kind != OpKind::Get && operation.key.as_str().starts_with("frozen:") {
             return Err(Veto { reason: "keys under frozen: are read-only".into() });
@@ -49,11 +58,21 @@ impl Hook for PrefixCounter {
         Ok(())
     }
 
+    /// What other nodes send is counted there, where its clients are.
+    fn watches(&self, _: OpKind, origin: Origin) -> bool {
+        origin == Origin::Client
+    }
+
     fn after(&self, operation: &Operation, _: Effect) {
         let prefix = operation.key.as_str().split(':').next().unwrap_or_default();
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         *counts.entry(prefix.to_owned()).or_default() += 1;
         self.changed.notify_all();
+    }
+
+    /// The place to flush what was gathered, on the hook's own thread, behind the last operation.
+    fn stop(&self, _within: Duration) {
+        self.is_stopped.store(true, Ordering::SeqCst);
     }
 }
 
@@ -93,5 +112,6 @@ pub async fn main() -> Result<(), Box<dyn std::error::Error>> {
 
     node.leave().await;
     node.close().await?;
+    assert!(hook.is_stopped.load(Ordering::SeqCst));
     Ok(())
 }

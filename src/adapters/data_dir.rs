@@ -3,6 +3,7 @@
 //! ```text
 //! LOCK            locked for as long as a node runs on the directory
 //! node.json       who the node is and whom it knew
+//! outbox/         changes that wait for webhooks, in a directory for each
 //! quarantine/     entries that were taken out, never deleted by Lally
 //! log/            the log; INCOMPLETE in it says that it lacks records that it had
 //! log.bak-<time>  logs that were set aside, never deleted by Lally
@@ -150,6 +151,11 @@ impl DataDir {
     /// Where entries go that were taken out of the store.
     pub fn quarantine_dir(&self) -> PathBuf {
         self.path.join("quarantine")
+    }
+
+    /// Where changes wait for webhooks.
+    pub fn outbox_dir(&self) -> PathBuf {
+        self.path.join("outbox")
     }
 
     /// An empty directory for a log that is to replace the present one.

@@ -74,7 +74,8 @@ impl Replica {
     /// Fills the store and the clock from the log.
     pub(crate) async fn replay(&self) -> Result<Replayed, LogError> {
         let horizon = Arc::clone(self.fence.horizon());
-        let restorer = Restorer::new(Arc::clone(&self.store), horizon);
+        let restorer = Restorer::new(Arc::clone(&self.store), horizon)
+            .telling(self.stamps.node(), self.hooks.resumption());
         let newest = Arc::clone(restorer.newest());
         let replayed = self.log.replay(Box::new(restorer)).await?;
         self.stamps.restore(newest.get());

@@ -3,16 +3,16 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use tokio::sync::Semaphore;
+use tokio::time::Instant;
 
-use crate::domain::{Key, KeyedEntry};
-use crate::ports::{ClientError, Effect, Hook, OpKind, Operation, Origin};
+use crate::domain::{Key, KeyedEntry, Timestamp};
+use crate::ports::{ClientError, DeliveryStats, Effect, Hook, OpKind, Operation, Origin};
 
-/// Operations that wait for one hook; more are dropped and counted.
-const QUEUE_LENGTH: usize = 8_192;
+use super::hook_queue::{HookCounts, HookQueue};
 
 /// How long all `before` calls of one operation may take together.
 const VETO_TIMEOUT: Duration = Duration::from_millis(100);
@@ -23,28 +23,27 @@ const VETO_CALLS: usize = 64;
 
 /// The hooks of a node, in the order of their configuration.
 pub(crate) struct HookChain {
-    queues: Vec<SyncSender<(Operation, Effect)>>,
+    queues: Vec<HookQueue>,
+    /// Those that refuse at once, which are asked first, and those that may take their time.
+    rules: Vec<Arc<dyn Hook>>,
     vetoers: Vec<Arc<dyn Hook>>,
     /// Of calls of `before` at a time.
     places: Arc<Semaphore>,
     counts: Arc<HookCounts>,
-}
-
-#[derive(Debug, Default)]
-struct HookCounts {
-    drops: AtomicU64,
-    panics: AtomicU64,
+    hooks: Vec<Arc<dyn Hook>>,
 }
 
 impl HookChain {
-    /// Starts a thread per hook. The threads end when the chain is dropped and they have worked
-    /// off their queues; a hook that never returns keeps only its own thread.
+    /// Starts a thread for each hook that watches anything. The threads end when the chain is dropped
+    /// and they have worked off their queues.
     pub(crate) fn start(hooks: Vec<Arc<dyn Hook>>) -> Self {
         let counts = Arc::new(HookCounts::default());
-        let vetoers = hooks.iter().filter(|hook| hook.may_veto()).cloned().collect();
-        let queues = hooks.into_iter().filter_map(|hook| start_thread(hook, &counts)).collect();
+        let may_veto = hooks.iter().filter(|hook| hook.may_veto()).cloned();
+        let (rules, vetoers) = may_veto.partition(|hook| hook.answers_at_once());
+        let queues =
+            hooks.iter().filter_map(|hook| HookQueue::start(Arc::clone(hook), &counts)).collect();
         let places = Arc::new(Semaphore::new(VETO_CALLS));
-        Self { queues, vetoers, places, counts }
+        Self { queues, rules, vetoers, places, counts, hooks }
     }
 
     /// Whether nobody watches, so that an operation need not even be described.
@@ -52,8 +51,14 @@ impl HookChain {
         self.queues.is_empty()
     }
 
+    /// Whether nobody refuses anything.
+    pub(crate) fn asks_nobody(&self) -> bool {
+        self.rules.is_empty() && self.vetoers.is_empty()
+    }
+
     /// Asks the hooks that may refuse.
     pub(crate) async fn before(&self, operation: Operation) -> Result<(), ClientError> {
+        ask_all(&self.rules, &operation, &self.counts)?;
         if self.vetoers.is_empty() {
             return Ok(());
         }
@@ -75,24 +80,35 @@ impl HookChain {
 
     /// Tells the hooks of a write that took effect on this node.
     pub(crate) fn after_write(&self, write: &KeyedEntry, origin: Origin) {
-        if self.is_empty() {
-            return;
+        let kind = kind_of(write);
+        if self.queues.iter().any(|queue| queue.wants(kind, origin)) {
+            self.after(&described(write, origin), Effect::Applied);
         }
-        let value = write.entry.value().cloned();
-        let kind = if value.is_some() { OpKind::Add } else { OpKind::Remove };
-        let version = Some(write.entry.version);
-        let key = write.key.clone();
-        self.after(&Operation { key, kind, origin, value, version }, Effect::Applied);
     }
 
     /// Tells the hooks of a client's read.
     pub(crate) fn after_read(&self, key: &Key, found: bool) {
-        if self.is_empty() {
-            return;
-        }
         let (kind, origin) = (OpKind::Get, Origin::Client);
-        let operation = Operation { key: key.clone(), kind, origin, value: None, version: None };
-        self.after(&operation, if found { Effect::Found } else { Effect::NotFound });
+        if self.queues.iter().any(|queue| queue.wants(kind, origin)) {
+            let operation =
+                Operation { key: key.clone(), kind, origin, value: None, version: None };
+            self.after(&operation, if found { Effect::Found } else { Effect::NotFound });
+        }
+    }
+
+    /// The hooks that want to be told once more of what stands in the log, and from where on.
+    pub(crate) fn resumption(&self) -> Option<Resumption> {
+        let hooks = self.hooks.iter();
+        let wanted = hooks.filter_map(|hook| Some((hook.resumes_from()?, Arc::clone(hook))));
+        let hooks: Vec<_> = wanted.collect();
+        let from = hooks.iter().map(|(from, _)| *from).min()?;
+        Some(Resumption { hooks: hooks.into(), from, counts: Arc::clone(&self.counts) })
+    }
+
+    /// Has every hook finish what it still has to do. Takes this long at most.
+    pub(crate) async fn close(&self, within: Duration) {
+        let deadline = Instant::now() + within;
+        join_all(self.queues.iter().map(|queue| queue.stop(deadline))).await;
     }
 
     /// Calls that were dropped, and calls that panicked.
@@ -101,36 +117,60 @@ impl HookChain {
         (load(&self.counts.drops), load(&self.counts.panics))
     }
 
+    /// What hooks have passed on.
+    pub(crate) fn deliveries(&self) -> Vec<DeliveryStats> {
+        self.hooks.iter().filter_map(|hook| hook.deliveries()).collect()
+    }
+
     fn after(&self, operation: &Operation, effect: Effect) {
         for queue in &self.queues {
-            if queue.try_send((operation.clone(), effect)).is_err() {
+            if queue.wants(operation.kind, operation.origin) && !queue.put(operation, effect) {
                 self.counts.drops.fetch_add(1, Ordering::Relaxed);
             }
         }
     }
 }
 
-fn start_thread(
-    hook: Arc<dyn Hook>,
-    counts: &Arc<HookCounts>,
-) -> Option<SyncSender<(Operation, Effect)>> {
-    let (sender, receiver) = sync_channel(QUEUE_LENGTH);
-    let (name, counts) = (hook.name(), Arc::clone(counts));
-    let thread = std::thread::Builder::new().name(format!("hook-{name}"));
-    match thread.spawn(move || run(hook.as_ref(), &receiver, &counts)) {
-        Ok(_detached) => Some(sender),
-        Err(error) => {
-            tracing::error!(hook = name, %error, "hook not started: no thread for it");
-            None
+/// Tells hooks of what a restart finds in the log.
+#[derive(Clone)]
+pub(crate) struct Resumption {
+    hooks: Arc<[(Timestamp, Arc<dyn Hook>)]>,
+    /// The earliest of theirs.
+    from: Timestamp,
+    counts: Arc<HookCounts>,
+}
+
+impl Resumption {
+    /// Whether any hook is to hear of what was stamped then.
+    pub(crate) fn includes(&self, stamp: Timestamp) -> bool {
+        stamp > self.from
+    }
+
+    /// Tells of a write that this node stamped, on this thread.
+    pub(crate) fn tell(&self, write: &KeyedEntry) {
+        let operation = described(write, Origin::Replay);
+        for (from, hook) in self.hooks.iter() {
+            let wants = write.entry.version.timestamp > *from
+                && hook.watches(operation.kind, operation.origin);
+            let call = || hook.after(&operation, Effect::Applied);
+            if wants && catch_unwind(AssertUnwindSafe(call)).is_err() {
+                self.counts.panics.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 }
 
-fn run(hook: &dyn Hook, queue: &Receiver<(Operation, Effect)>, counts: &HookCounts) {
-    while let Ok((operation, effect)) = queue.recv() {
-        if catch_unwind(AssertUnwindSafe(|| hook.after(&operation, effect))).is_err() {
-            counts.panics.fetch_add(1, Ordering::Relaxed);
-        }
+fn kind_of(write: &KeyedEntry) -> OpKind {
+    if write.entry.is_tombstone() { OpKind::Remove } else { OpKind::Add }
+}
+
+fn described(write: &KeyedEntry, origin: Origin) -> Operation {
+    Operation {
+        key: write.key.clone(),
+        kind: kind_of(write),
+        origin,
+        value: write.entry.value().cloned(),
+        version: Some(write.entry.version),
     }
 }
 
@@ -156,9 +196,11 @@ fn ask_all(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::app::hook_queue::QUEUE_LENGTH;
     use crate::domain::{Entry, NodeId, Timestamp, Value, Version};
     use crate::ports::Veto;
     use std::sync::Mutex;
+    use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 
     fn write(text: &str) -> KeyedEntry {
         let version = Version::new(Timestamp::from_nanos(1), NodeId::new(1));
@@ -244,6 +286,83 @@ mod tests {
         fn after(&self, _: &Operation, _: Effect) {}
     }
 
+    /// Refuses everything, and watches removals of clients only.
+    struct Rule(Mutex<Vec<Operation>>);
+
+    impl Hook for Rule {
+        fn name(&self) -> &'static str {
+            "rule"
+        }
+
+        fn may_veto(&self) -> bool {
+            true
+        }
+
+        fn answers_at_once(&self) -> bool {
+            true
+        }
+
+        fn before(&self, _: &Operation) -> Result<(), Veto> {
+            Err(Veto { reason: "never".into() })
+        }
+
+        fn watches(&self, kind: OpKind, origin: Origin) -> bool {
+            kind == OpKind::Remove && origin != Origin::Sync
+        }
+
+        fn after(&self, operation: &Operation, _: Effect) {
+            self.0.lock().unwrap().push(operation.clone());
+        }
+
+        fn resumes_from(&self) -> Option<Timestamp> {
+            Some(Timestamp::from_nanos(10))
+        }
+    }
+
+    fn removal(at: u64) -> KeyedEntry {
+        let version = Version::new(Timestamp::from_nanos(at), NodeId::new(1));
+        KeyedEntry::new(Key::new("k").unwrap(), Entry::tombstone(version))
+    }
+
+    #[tokio::test]
+    async fn a_rule_is_never_passed_over_however_many_gatekeepers_hang() {
+        let chain = HookChain::start(vec![Arc::new(Rule(Mutex::default()))]);
+        let _taken = Arc::clone(&chain.places).acquire_many_owned(64).await.unwrap();
+        let refused = chain.before(operation()).await.unwrap_err();
+        assert_eq!(refused.to_string(), "refused by the rule hook: never");
+        assert_eq!(chain.counts(), (0, 0));
+    }
+
+    #[tokio::test]
+    async fn a_hook_hears_of_what_it_watches_only_and_finishes_before_the_end() {
+        let rule = Arc::new(Rule(Mutex::default()));
+        let chain = HookChain::start(vec![Arc::clone(&rule) as _]);
+        chain.after_write(&write("k"), Origin::Client);
+        chain.after_read(&Key::new("k").unwrap(), true);
+        chain.after_write(&removal(1), Origin::Sync);
+        for at in 0..100 {
+            chain.after_write(&removal(at), Origin::Client);
+        }
+        chain.close(Duration::from_secs(5)).await;
+        assert_eq!(rule.0.lock().unwrap().len(), 100);
+    }
+
+    #[test]
+    fn a_hook_that_keeps_what_it_is_told_hears_of_what_is_later_in_the_log() {
+        let rule = Arc::new(Rule(Mutex::default()));
+        let resumption = HookChain::start(vec![Arc::clone(&rule) as _]).resumption();
+        let resumption = resumption.unwrap();
+        assert!(!resumption.includes(Timestamp::from_nanos(10)));
+        for at in [9, 10, 11] {
+            resumption.tell(&removal(at));
+        }
+        resumption.tell(&write("not watched"));
+        let heard = rule.0.lock().unwrap().clone();
+        assert_eq!(heard.len(), 1);
+        assert_eq!(heard[0].origin, Origin::Replay);
+        assert!(HookChain::start(Vec::new()).resumption().is_none());
+    }
+
     #[tokio::test]
     async fn a_veto_reaches_the_client_with_its_reason() {
         let chain = HookChain::start(vec![Arc::new(Gatekeeper("refuse"))]);
@@ -266,7 +385,7 @@ mod tests {
         assert_eq!(chain.counts(), (1, 0));
         // However many hang: the threads of the pool are not used up.
         let many = (0..2 * VETO_CALLS).map(|_| chain.before(operation()));
-        let passed = runtime.block_on(futures_util::future::join_all(many));
+        let passed = runtime.block_on(join_all(many));
         assert!(passed.iter().all(Result::is_ok));
         assert_eq!(chain.places.available_permits(), 0);
         runtime.shutdown_background();

@@ -15,6 +15,7 @@ use crate::ports::{Book, ClientApi, LogError, Replayed, ReplicaApi};
 use super::announcer::Announcer;
 use super::apply::Replica;
 use super::clocks::Clocks;
+use super::closing;
 use super::collector::Collector;
 use super::compactor::Compactor;
 use super::coordinator::Coordinator;
@@ -47,12 +48,6 @@ const DELIVER_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// How long a stopping node gives its last words.
 const LEAVE_WITHIN: Duration = Duration::from_millis(1_500);
-
-/// How long connections to peers may take to close.
-const CLOSE_WITHIN: Duration = Duration::from_millis(500);
-
-/// How long the disk of the log may take for the last writes.
-const CLOSE_LOG_WITHIN: Duration = Duration::from_millis(1_500);
 
 /// A node.
 pub struct Node {
@@ -341,16 +336,13 @@ impl Node {
         self.tasks.abandon();
     }
 
-    /// Closes the connections to the peers and the log. The last step of a stop.
+    /// Closes the connections to the peers and the log, and has the hooks finish meanwhile. The last
+    /// step of a stop.
     ///
     /// # Errors
     /// [`LogError`] when the log could not be closed properly.
     pub async fn close(&self) -> Result<(), LogError> {
-        if tokio::time::timeout(CLOSE_WITHIN, self.parts.transport.close()).await.is_err() {
-            tracing::warn!("connections to peers dropped");
-        }
-        let closed = tokio::time::timeout(CLOSE_LOG_WITHIN, self.parts.log.close()).await;
-        closed.unwrap_or_else(|_| Err(LogError::Failed("its disk does not answer".into())))
+        closing::close(&self.parts, &self.coordinator.hooks).await
     }
 }
 

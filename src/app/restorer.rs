@@ -6,10 +6,11 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::domain::Timestamp;
-use crate::ports::{LogRecord, ReplayVisitor, Store};
+use crate::domain::{KeyedEntry, NodeId, Timestamp};
+use crate::ports::{LogRecord, Merged, ReplayVisitor, Store};
 
 use super::fence::Horizon;
+use super::hook_chain::Resumption;
 
 /// Takes in the records of a replay.
 #[derive(Clone)]
@@ -17,6 +18,8 @@ pub(crate) struct Restorer {
     store: Arc<dyn Store>,
     horizon: Arc<Horizon>,
     newest: Arc<Newest>,
+    /// Hooks that are to hear of what this node stamped.
+    resumption: Option<(NodeId, Resumption)>,
 }
 
 /// The latest time that stands in a log.
@@ -35,7 +38,26 @@ impl Newest {
 
 impl Restorer {
     pub(crate) fn new(store: Arc<dyn Store>, horizon: Arc<Horizon>) -> Self {
-        Self { store, horizon, newest: Arc::default() }
+        Self { store, horizon, newest: Arc::default(), resumption: None }
+    }
+
+    /// The same, telling hooks of what this node stamped.
+    pub(crate) fn telling(self, me: NodeId, resumption: Option<Resumption>) -> Self {
+        Self { resumption: resumption.map(|resumption| (me, resumption)), ..self }
+    }
+
+    fn merge(&self, write: KeyedEntry) {
+        let version = write.entry.version;
+        let told = self.resumption.as_ref().filter(|(me, resumption)| {
+            version.node == *me && resumption.includes(version.timestamp)
+        });
+        let Some((_, resumption)) = told else {
+            self.store.merge(write);
+            return;
+        };
+        if matches!(self.store.merge(write.clone()), Merged::Applied { .. }) {
+            resumption.tell(&write);
+        }
     }
 
     /// What the clock has to start from when the replay has ended.
@@ -49,7 +71,7 @@ impl ReplayVisitor for Restorer {
         match record {
             LogRecord::Write(write) => {
                 self.newest.raise(write.entry.version.timestamp);
-                self.store.merge(write);
+                self.merge(write);
             }
             LogRecord::ClockBound(bound) => self.newest.raise(bound),
             LogRecord::Horizon(Timestamp::ZERO) => self.horizon.reset(),

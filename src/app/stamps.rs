@@ -30,6 +30,11 @@ impl Stamps {
         Self { me, clock, wall, log, reserving: tokio::sync::Mutex::new(()) }
     }
 
+    /// Whose stamps they are.
+    pub(crate) const fn node(&self) -> NodeId {
+        self.me
+    }
+
     /// The version of the next write of this node, before the deadline. Waits for the log about four
     /// times a second.
     pub(crate) async fn stamp_before(&self, deadline: Instant) -> Result<Version, LogError> {

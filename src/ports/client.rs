@@ -9,7 +9,9 @@ use crate::domain::{
     StopRisk, Timestamp, Value,
 };
 
-use super::{BackupStream, Compacted, LogError, LogLevel, LogStats, PeerStats, StoreStats};
+use super::{
+    BackupStream, Compacted, DeliveryStats, LogError, LogLevel, LogStats, PeerStats, StoreStats,
+};
 
 /// What clients ask of this node. The HTTP adapter calls it, and so may an embedding program.
 ///
@@ -297,7 +299,7 @@ impl MemberStatus {
 }
 
 /// Counts of this node since it started.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct NodeStats {
     /// The store.
     pub store: StoreStats,
@@ -331,6 +333,8 @@ pub struct NodeStats {
     pub hook_panics: u64,
     /// New configurations.
     pub reloads: ReloadStats,
+    /// What hooks have passed on.
+    pub deliveries: Vec<DeliveryStats>,
 }
 
 /// How often a new configuration was read while the node ran.

@@ -31,7 +31,7 @@ pub use client::{
 pub use clock::Clock;
 pub use detector::{FailureDetector, LivenessChange};
 pub use gatekeeper::Gatekeeper;
-pub use hook::{Effect, Hook, OpKind, Operation, Origin, Veto};
+pub use hook::{DeliveryStats, Effect, Hook, OpKind, Operation, Origin, Veto};
 pub use log::{
     BackupStream, Compacted, LogError, LogRecord, LogStats, OpLog, ReplayVisitor, Replayed,
     SnapshotEntries, SnapshotSource, SyncTimes,

@@ -18,6 +18,7 @@ use super::effective::{Setting, Settings, Source};
 use super::errors::{ConfigExit, Mistake, Refused};
 use super::invocation::{Command, Invocation, LogCommand, TlsCommand};
 use super::keys::{CONFIG, KEYS, KeySpec, Kind};
+use super::section::{SECTIONS, SectionSpec};
 use super::security::{Login, Purpose};
 use super::{Config, cli, forms, manual, secrets};
 
@@ -231,7 +232,7 @@ impl Layer {
         let mut values = Dict::new();
         for (name, value) in mapping {
             match pair(&name, &value) {
-                Ok((key, Some(value))) => drop(values.insert(key.name.to_owned(), value)),
+                Ok((key, Some(value))) => drop(values.insert(key.to_owned(), value)),
                 Ok((_, None)) => {}
                 Err(wrong) => {
                     let text = format!("configuration file {shown}{}", wrong.text);
@@ -285,10 +286,10 @@ impl ChosenFile {
 fn pair(
     name: &serde_yaml::Value,
     value: &serde_yaml::Value,
-) -> Result<(&'static KeySpec, Option<Value>), Mistake> {
+) -> Result<(&'static str, Option<Value>), Mistake> {
     let key = known(name).map_err(|wrong| Mistake::new(format!(": {wrong}")))?;
     let value = Value::serialize(value)
-        .map_err(|error| Mistake::new(format!(", key {}: {error}", key.name)).about(&[key.name]))?;
+        .map_err(|error| Mistake::new(format!(", key {key}: {error}")).about(&[key]))?;
     Ok((key, present(value)))
 }
 
@@ -319,17 +320,21 @@ fn read_text(path: &Path) -> Result<String, String> {
     String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())
 }
 
-fn known(name: &serde_yaml::Value) -> Result<&'static KeySpec, String> {
+fn known(name: &serde_yaml::Value) -> Result<&'static str, String> {
     let serde_yaml::Value::String(name) = name else {
         return Err("a key is not a text; expected lines of KEY: VALUE".to_owned());
     };
     if let Some(key) = KeySpec::find(name).filter(|key| key.name != CONFIG) {
-        return Ok(key);
+        return Ok(key.name);
+    }
+    if let Some(section) = SectionSpec::find(name) {
+        return Ok(section.name);
     }
     let hint = if let Some(key) = KeySpec::nearest(name).filter(|key| key.name != CONFIG) {
         format!("did you mean {}?", key.name)
     } else {
-        let names = KEYS.iter().map(|key| key.name).filter(|name| *name != CONFIG);
+        let sections = SECTIONS.iter().map(|section| section.name);
+        let names = KEYS.iter().map(|key| key.name).filter(|name| *name != CONFIG).chain(sections);
         format!("expected one of {}", names.collect::<Vec<_>>().join(", "))
     };
     Err(format!("unknown key {}; {hint}", forms::quoted(name)))
@@ -371,6 +376,10 @@ fn present(value: Value) -> Option<Value> {
         Value::String(_, text) if is_absent(&text) => None,
         Value::Array(tag, items) => {
             Some(Value::Array(tag, items.into_iter().filter_map(present).collect()))
+        }
+        Value::Dict(tag, values) => {
+            let given = values.into_iter().filter_map(|(key, value)| Some((key, present(value)?)));
+            Some(Value::Dict(tag, given.collect()))
         }
         value => Some(value),
     }

@@ -10,9 +10,12 @@ use figment::{Figment, Profile};
 
 use crate::domain::{MAX_VALUE_BYTES, QuorumSpec};
 
+use super::choices::{Fsync, LogFormat, fsync, log_format};
 use super::errors::Mistake;
 use super::forms::{self, AdvertiseAddr, SeedAddr, Wrong};
+use super::hooks::{self as hook_sections, PolicyRuleConfig, WebhookConfig};
 use super::keys::{KNOWN_HOOKS, KeySpec};
+use super::section::SectionSpec;
 use super::security::{Purpose, Security};
 
 const KIB: u64 = 1_024;
@@ -82,6 +85,10 @@ pub struct Config {
     pub max_clock_drift: Duration,
     /// Names out of [`KNOWN_HOOKS`], each once.
     pub hooks: Vec<String>,
+    /// What clients are refused, in the order in which it is asked about.
+    pub policy: Vec<PolicyRuleConfig>,
+    /// Who is told of changes.
+    pub webhooks: Vec<WebhookConfig>,
     /// How often nodes compare their data.
     pub anti_entropy_interval: Duration,
     /// How long tombstones are kept at least.
@@ -104,26 +111,6 @@ pub struct Config {
     pub security: Security,
     /// Whether whoever reaches this node is trusted.
     pub insecure: bool,
-}
-
-/// When the log is forced to disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fsync {
-    /// Before every acknowledgement.
-    Always,
-    /// Every second.
-    EverySec,
-    /// When the operating system sees fit.
-    Never,
-}
-
-/// How to log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// Lines for people.
-    Text,
-    /// One JSON object per line.
-    Json,
 }
 
 impl Config {
@@ -179,6 +166,8 @@ impl Config {
                 .optional("max_memory", |v| forms::in_range(forms::size(v)?, MIB, u64::MAX, v))?,
             max_clock_drift: from.required("max_clock_drift", |v| duration(v, 1, 3_600_000))?,
             hooks: from.optional("hooks", hooks)?.unwrap_or_default(),
+            policy: from.optional("policy", hook_sections::policy)?.unwrap_or_default(),
+            webhooks: from.optional("webhooks", hook_sections::webhooks)?.unwrap_or_default(),
             anti_entropy_interval: from
                 .required("anti_entropy_interval", |v| duration(v, 10, 86_400_000))?,
             tombstone_grace: from
@@ -293,7 +282,9 @@ impl Reader<'_> {
     ) -> Result<Option<T>, Mistake> {
         let Ok(value) = self.0.find_value(key) else { return Ok(None) };
         read(&value).map(Some).map_err(|wrong| {
-            let expected = KeySpec::find(key).map_or("another value", |spec| spec.expected);
+            let section = || SectionSpec::find(key).map(|spec| spec.expected);
+            let expected = KeySpec::find(key).map(|spec| spec.expected).or_else(section);
+            let expected = expected.unwrap_or("another value");
             let text = format!("{}: {wrong}; expected {expected}", self.place(key));
             Mistake::new(text).about(&[key])
         })
@@ -353,23 +344,6 @@ fn hooks(value: &Value) -> Result<Vec<String>, Wrong> {
         }
     }
     Ok(hooks)
-}
-
-fn fsync(value: &Value) -> Result<Fsync, Wrong> {
-    match forms::text(value)? {
-        "always" => Ok(Fsync::Always),
-        "everysec" => Ok(Fsync::EverySec),
-        "never" => Ok(Fsync::Never),
-        other => Err(format!("{} is no policy", forms::quoted(other))),
-    }
-}
-
-fn log_format(value: &Value) -> Result<LogFormat, Wrong> {
-    match forms::text(value)? {
-        "text" => Ok(LogFormat::Text),
-        "json" => Ok(LogFormat::Json),
-        other => Err(format!("{} is no format", forms::quoted(other))),
-    }
 }
 
 fn duration(value: &Value, min_ms: u64, max_ms: u64) -> Result<Duration, Wrong> {

@@ -22,6 +22,7 @@ use crate::ports::{
     ReplyTimes, SyncTimes,
 };
 
+use super::delivery_metrics;
 use super::metrics::{BOUNDS, Call, Metrics, Outcome};
 use super::process::ProcessCollector;
 use super::render::state_name;
@@ -84,7 +85,8 @@ impl Collector for Scrape {
         self.encode_gauges(&stats, &mut encoder)?;
         Self::encode_disk(&stats.log, &mut encoder)?;
         Self::encode_reloads(stats.reloads, &mut encoder)?;
-        self.encode_counters(&stats, &mut encoder)
+        self.encode_counters(&stats, &mut encoder)?;
+        delivery_metrics::encode(&stats.deliveries, &mut encoder)
     }
 }
 
@@ -375,7 +377,9 @@ fn present(members: &[MemberStatus]) -> impl Iterator<Item = &MemberStatus> {
 mod tests {
     use super::*;
     use crate::domain::{Digest, Member, MemoryLimit, NodeId, Phase};
-    use crate::ports::{ClusterStatus, MockClientApi, NodeStatus, PeerStats, StoreStats};
+    use crate::ports::{
+        ClusterStatus, DeliveryStats, MockClientApi, NodeStatus, PeerStats, StoreStats,
+    };
     use std::collections::{BTreeMap, BTreeSet};
 
     /// The type of each metric, and its labels; the names as samples have them, those of histograms
@@ -400,6 +404,7 @@ mod tests {
         api.expect_stats().returning(|| NodeStats {
             memory_limit: MemoryLimit::bytes(1),
             horizon_age: Some(Duration::ZERO),
+            deliveries: vec![DeliveryStats::default()],
             ..NodeStats::default()
         });
         api.expect_cluster().returning(|| ClusterStatus {

@@ -17,6 +17,7 @@ mod ask;
 mod body;
 mod client;
 mod connections;
+mod delivery_metrics;
 mod download;
 mod errors;
 mod exporter;

@@ -10,6 +10,7 @@ mod backup;
 mod bench;
 mod command;
 mod errors;
+mod hooks;
 mod log_check;
 mod log_dump;
 mod log_import;

@@ -16,13 +16,14 @@ use crate::adapters::dash_store::DashStore;
 use crate::adapters::file_aof::FileAof;
 use crate::adapters::grpc::{self, GrpcOptions, GrpcPeers, ServerOptions};
 use crate::adapters::http::{self, LiveOptions};
+use crate::adapters::swim;
 use crate::adapters::systemd::{Milestone, ServiceManager};
-use crate::adapters::{hooks, swim};
 use crate::app::{Node, NodeParts, NodeSettings};
-use crate::ports::{Hook, NodeStats};
+use crate::ports::NodeStats;
 
 use super::addresses::Addresses;
 use super::errors::RunError;
+use super::hooks::HookPlan;
 use super::log_level::{LogSwitch, SetLogLevel};
 use super::reload::{Reloadable, Reloader};
 use super::reloadables::{self, http_options, request_limits};
@@ -137,10 +138,10 @@ async fn start(config: Config, reloading: Reloading) -> Result<Running, RunError
     let addresses =
         opening.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     tracing::info!(version = %env!("CARGO_PKG_VERSION"), "starting");
-    let locks = Locks::open(&config)?;
+    let guards = (Locks::open(&config)?, HookPlan::read(&config)?);
     let storage = Storage::open(&config).await?;
     tracing::info!(path = %config.data_dir.display(), "data directory");
-    Running::start(&config, addresses, locks, storage, reloading).await
+    Running::start(&config, addresses, guards, storage, reloading).await
 }
 
 /// What the peers are told at the end.
@@ -168,7 +169,7 @@ impl Running {
     async fn start(
         config: &Config,
         addresses: Addresses,
-        locks: Locks,
+        (locks, hooks): (Locks, HookPlan),
         storage: Storage,
         reloading: Reloading,
     ) -> Result<Self, RunError> {
@@ -193,7 +194,7 @@ impl Running {
             book: Arc::clone(&storage.book_file) as _,
             quarantine: Arc::clone(&storage.quarantine) as _,
             clock: Arc::new(SystemClock),
-            hooks: hooks_named(&config.hooks)?,
+            hooks: hooks.start(&storage, &config.cluster_name)?,
         };
         let node = Node::new(parts, settings, &storage.book, storage.start);
 
@@ -347,9 +348,4 @@ fn settings(config: &Config, addresses: &Addresses, random_seed: u64) -> NodeSet
         random_seed,
         ..NodeSettings::new(&config.cluster_name, &addresses.grpc_addr, &addresses.http_addr)
     }
-}
-
-fn hooks_named(names: &[String]) -> Result<Vec<Arc<dyn Hook>>, RunError> {
-    let unknown = |name: &String| RunError::Usage(format!("hooks: there is no hook {name:?}"));
-    names.iter().map(|name| hooks::known(name).ok_or_else(|| unknown(name))).collect()
 }

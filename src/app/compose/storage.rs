@@ -1,6 +1,6 @@
 //! What a node keeps on disk: opened, locked, and brought into the state that was asked for.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::adapters::clock::SystemClock;
@@ -20,8 +20,8 @@ use super::errors::{RunError, refuse_missing};
 
 /// The data directory of a running node.
 pub(super) struct Storage {
-    /// Held for its lock.
-    _dir: DataDir,
+    /// Held for its lock, too.
+    dir: DataDir,
     pub(super) log: Arc<FileAof>,
     pub(super) book_file: Arc<JsonBook>,
     pub(super) quarantine: Arc<JsonQuarantine>,
@@ -54,7 +54,12 @@ impl Storage {
         let start = Start::decide(last_phase, data, knows_others);
         let log = Arc::new(FileAof::open(options)?);
         let quarantine = Arc::new(JsonQuarantine::new(&dir.quarantine_dir()));
-        Ok(Self { _dir: dir, log, book_file, quarantine, book, start })
+        Ok(Self { dir, log, book_file, quarantine, book, start })
+    }
+
+    /// Where changes wait for the webhook of this name.
+    pub(super) fn outbox_dir(&self, webhook: &str) -> PathBuf {
+        self.dir.outbox_dir().join(webhook)
     }
 }
 

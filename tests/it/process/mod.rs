@@ -12,11 +12,11 @@
 //! [`forgetting`], [`compaction`], [`backup`], [`bench`], [`full_disk`], [`slow_disk`], [`full_memory`], [`overload`], [`content`] (bytes come
 //! back as they were), [`durable_names`] (what a power cut must not take), [`dataset`],
 //! [`ask`] (`lally get` and the like), [`log_commands`], [`log_import`] and [`log_repair`] (`lally log ...`, recovering from peers),
-//! [`log_refusals`] (logs that no node starts on),
+//! [`hooks`] (rules, and webhooks), [`log_refusals`] (logs that no node starts on),
 //! [`service_manager`] (what systemd is told), [`packaging`] and [`debian`] (containers, services), and [`readme`] (what it tells people to type).
 //!
 //! The harness: [`node`] runs a process, [`client`] speaks HTTP so plainly that the raw text of an
-//! answer can be checked, [`ring`] starts several nodes and waits for them, [`wait`] waits for
+//! answer can be checked, [`ring`] starts several nodes and waits for them, [`receiver`] is what webhooks call, [`wait`] waits for
 //! facts, [`turn`] keeps a small machine from running everything at once.
 
 mod abuse;
@@ -37,6 +37,7 @@ mod forgetting;
 mod full_disk;
 mod full_memory;
 mod generated;
+mod hooks;
 mod http;
 mod large_join;
 mod large_log;
@@ -50,6 +51,7 @@ mod operators;
 mod overload;
 mod packaging;
 mod readme;
+mod receiver;
 mod reload;
 pub(super) mod ring;
 mod security;

@@ -110,8 +110,9 @@ fn start(environments: &BTreeMap<String, Environment>) -> Vec<Node> {
         for (name, value) in environment {
             let Some(key) = name.strip_prefix("LALLY_") else { continue };
             // One that is none is passed over in silence.
-            let flag = format!("--{} ", key.to_lowercase().replace('_', "-"));
-            assert!(help.contains(&flag), "{name} is no setting");
+            let flag = format!("--{}", key.to_lowercase().replace('_', "-"));
+            let is_flag = [" ", "["].iter().any(|end| help.contains(&format!("{flag}{end}")));
+            assert!(is_flag, "{name} is no setting");
             setup = match key {
                 "DATA_DIR" => setup,
                 "BIND" => {

@@ -1,4 +1,4 @@
-//! The hooks that come with Lally, by the names under which the configuration turns them on.
+//! The audit trail, and what the list `hooks` of the configuration can turn on by its name alone.
 
 use std::sync::Arc;
 
