@@ -123,6 +123,14 @@ faults: ## Five nodes on a failing network: RUNS (10) of SECONDS (60), the resul
 		LALLY_NET_RESULT=docs/results/faults-$$(date -u +%F).md \
 		$(CARGO) test --test it -- --nocapture clients_of_a_cluster_on_a_failing_network
 
+# Needs as many file descriptors as there are connections (ulimit -n 16384). See docs/limits.md.
+.PHONY: hostile
+hostile: ## Crowds of 10,000 connections, 100,000 mutated requests, 10,000,000 keys for 256 MiB, with dated results
+	$(MEASURE) LALLY_TEST_CROWD=$${CROWD:-10000} LALLY_CROWDS_RESULT=docs/results/crowds-$$(date -u +%F).md \
+		LALLY_TEST_MUTATED=$${MUTATED:-100000} LALLY_MUTATED_RESULT=docs/results/mutated-$$(date -u +%F).md \
+		LALLY_TEST_OFFERED=$${OFFERED:-10000000} LALLY_MEMORY_RESULT=docs/results/memory-$$(date -u +%F).md \
+		$(CARGO) test $(MEASURED) --test it -- --nocapture idle_and_slow mutated_requests more_keys_than
+
 # Each patch in tests/drill is a bug, with the test that must catch it.
 .PHONY: drill
 drill: ## Do the tests notice? Known bugs, put in one by one

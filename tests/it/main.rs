@@ -12,6 +12,7 @@
 )]
 
 mod contracts;
+mod corpus;
 mod examples;
 mod fire;
 mod golden;

@@ -69,7 +69,7 @@ macro_rules! key {
 
 /// Every key, in the order of the help.
 #[rustfmt::skip]
-pub(super) const KEYS: [KeySpec; 40] = [
+pub(super) const KEYS: [KeySpec; 49] = [
     key!("fresh", "fresh", Switch, "BOOL", Some("false"),
         "Start with an empty log; the old one is moved aside, never deleted",
         "true or false"),
@@ -187,6 +187,33 @@ pub(super) const KEYS: [KeySpec; 40] = [
     key!("insecure", "insecure", Switch, "BOOL", Some("false"),
         "Listen where others reach this node without tokens and certificates: everybody there is trusted",
         "true or false"),
+    key!("max_pending_bytes", "max-pending-bytes", Number, "SIZE", Some("256MiB"),
+        "What the bodies that clients are still sending may take in memory; above it, 503",
+        "a size from 1MiB to 64GiB: bytes, or a whole number with KiB, MiB or GiB"),
+    key!("max_headers", "max-headers", Number, "N", Some("64"),
+        "Header lines of an HTTP request",
+        "a whole number from 8 to 1024"),
+    key!("max_header_bytes", "max-header-bytes", Number, "SIZE", Some("16KiB"),
+        "Bytes of the head of an HTTP request",
+        "a size from 8KiB to 1MiB: bytes, or a whole number with KiB or MiB"),
+    key!("write_timeout", "write-timeout", Text, "DURATION", Some("30s"),
+        "How long a client may take nothing of its answer before the connection is closed",
+        "a duration from 10ms to 1h, such as 30s"),
+    key!("max_log_queue", "max-log-queue", Number, "SIZE", Some("64MiB"),
+        "What may wait for the log; above it, writes wait, and get 503 after a second",
+        "a size from 1MiB to 64GiB: bytes, or a whole number with KiB, MiB or GiB"),
+    key!("max_hints", "max-hints", Number, "SIZE", Some("64MiB"),
+        "What the hints for one absent member may take; above it, the member is compared in full",
+        "a size from 64KiB to 64GiB: bytes, or a whole number with KiB, MiB or GiB"),
+    key!("max_peer_connections", "max-peer-connections", Number, "N", Some("1024"),
+        "Open connections of peers, which have three each; one more is closed at once",
+        "a whole number from 1 to 1000000"),
+    key!("max_peer_streams", "max-peer-streams", Number, "N", Some("256"),
+        "Calls at a time on one connection of a peer",
+        "a whole number from 16 to 65536"),
+    key!("peer_timeout", "peer-timeout", Text, "DURATION", Some("2s"),
+        "Upper bound of one call to a peer",
+        "a duration from 100ms to 1m, such as 2s"),
     // Beside the table of layers: says which file is the YAML layer, so it is no key of the file.
     key!("config", "config", Text, "PATH", None,
         "Configuration file in YAML [default: ./lally.yml if it exists]",

@@ -577,6 +577,15 @@ write_quorum: 1 # Number of nodes required for a successful write operation
             ("peer_tls_ca", "ca.pem"),
             ("peer_tls_cert", "b.pem"),
             ("peer_tls_key", "b.key"),
+            ("max_pending_bytes", "20MiB"),
+            ("max_headers", "12"),
+            ("max_header_bytes", "9KiB"),
+            ("write_timeout", "4s"),
+            ("max_log_queue", "5MiB"),
+            ("max_hints", "6MiB"),
+            ("max_peer_connections", "13"),
+            ("max_peer_streams", "16"),
+            ("peer_timeout", "7s"),
         ];
         let (mut flags, mut variables) = (layers(), layers());
         let mut yaml = String::new();
@@ -593,6 +602,20 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         assert_eq!(from_file.max_body_bytes, 20 << 20);
         assert_eq!(from_file.max_memory, Some(8 << 30));
         assert_ne!(from_file.worker_threads.get(), 0);
+        let limits = from_file.limits;
+        assert_eq!((from_file.max_connections, from_file.max_in_flight), (20, 10));
+        assert_eq!((limits.max_headers, limits.max_header_bytes), (12, 9 << 10));
+        let timeouts = [
+            from_file.header_read_timeout,
+            from_file.body_read_timeout,
+            from_file.keep_alive_timeout,
+            limits.write_timeout,
+            limits.peer_timeout,
+        ];
+        assert_eq!(timeouts.map(|timeout| timeout.as_secs()), [1, 2, 3, 4, 7]);
+        assert_eq!((limits.max_log_queue, limits.max_hints), (5 << 20, 6 << 20));
+        assert_eq!((limits.max_peer_connections, limits.max_peer_streams), (13, 16));
+        assert_eq!(limits.max_pending_bytes, 20 << 20);
         let replay = layers().env("LALLY_REPLAY_LOG", "/x.aof").config().replay_log;
         assert_eq!(replay, Some(PathBuf::from("/x.aof")));
     }
@@ -712,6 +735,16 @@ write_quorum: 1 # Number of nodes required for a successful write operation
             ("header_read_timeout", "1ms", "10ms to 10m"),
             ("body_read_timeout", "11m", "10ms to 10m"),
             ("keep_alive_timeout", "60", "10ms to 24h"),
+            ("max_pending_bytes", "1KiB", "from 1MiB to 64GiB"),
+            ("max_headers", "7", "from 8 to 1024"),
+            ("max_headers", "1025", "from 8 to 1024"),
+            ("max_header_bytes", "8191", "from 8KiB to 1MiB"),
+            ("write_timeout", "9ms", "from 10ms to 1h"),
+            ("max_log_queue", "0", "from 1MiB to 64GiB"),
+            ("max_hints", "65GiB", "from 64KiB to 64GiB"),
+            ("max_peer_connections", "0", "from 1 to 1000000"),
+            ("max_peer_streams", "15", "from 16 to 65536"),
+            ("peer_timeout", "61s", "from 100ms to 1m"),
         ] {
             let spec = KeySpec::find(key).unwrap();
             let message = file(format!("{key}: {wrong}\n")).refused();
@@ -783,6 +816,14 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         for near in ["127.0.0.2:1", "[::1]:1", "[::ffff:127.0.0.1]:1", "localhost:1", "db-1:1"] {
             assert!(layers().args(&["--seed-node", near]).parse().is_ok(), "{near}");
         }
+    }
+
+    #[test]
+    fn there_is_room_for_the_longest_body() {
+        let message = layers().args(&["--max-pending-bytes", "1MiB"]).refused();
+        assert_says(&message, &["max-pending-bytes", "max_body_bytes", "longest body"]);
+        let config = layers().args(&["--max-pending-bytes", "2MiB"]).config();
+        assert_eq!(config.limits.max_pending_bytes, config.max_body_bytes);
     }
 
     #[test]

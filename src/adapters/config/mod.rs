@@ -5,7 +5,7 @@
 //! defaults follow, so that the ways to set a key cannot drift apart. Each way is a layer
 //! (`layers`) of a figment, which remembers where every value came from: a refusal always names
 //! the place to change. What a value must look like is in `forms`, what values must not meet in
-//! `settings` and `security`, and what else but running a node can be asked for in `invocation`. What
+//! `settings` and `security`, how much of everything there may be in `limits`, and what else but running a node can be asked for in `invocation`. What
 //! every key is set to, and by what, is `effective`; `origin` reads a configuration again, and `changes`
 //! says what of it is new. What a command shows of who it is, is in `secrets`.
 //! `docs/configuration.md` is the reference for users.
@@ -22,6 +22,7 @@ mod hooks;
 mod invocation;
 mod keys;
 mod layers;
+mod limits;
 mod manual;
 mod origin;
 mod secrets;
@@ -40,6 +41,7 @@ pub use hooks::{PolicyRuleConfig, WebhookConfig};
 pub use invocation::{Command, Invocation, LogCommand, TlsCommand};
 pub use keys::KNOWN_HOOKS;
 pub use layers::parse;
+pub use limits::Limits;
 pub use origin::Origin;
 pub use security::{CertFiles, Login, PeerCertFiles, Secret, Security};
 pub use settings::Config;

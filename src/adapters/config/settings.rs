@@ -15,6 +15,7 @@ use super::errors::Mistake;
 use super::forms::{self, AdvertiseAddr, SeedAddr, Wrong};
 use super::hooks::{self as hook_sections, PolicyRuleConfig, WebhookConfig};
 use super::keys::{KNOWN_HOOKS, KeySpec};
+use super::limits::Limits;
 use super::section::SectionSpec;
 use super::security::{Purpose, Security};
 
@@ -111,6 +112,8 @@ pub struct Config {
     pub security: Security,
     /// Whether whoever reaches this node is trusted.
     pub insecure: bool,
+    /// How much of everything else there may be.
+    pub limits: Limits,
 }
 
 impl Config {
@@ -176,8 +179,8 @@ impl Config {
             worker_threads: from
                 .optional("worker_threads", threads)?
                 .unwrap_or_else(default_worker_threads),
-            max_in_flight: from.required("max_in_flight", |v| count(v, MAX_AT_A_TIME))?,
-            max_connections: from.required("max_connections", |v| count(v, MAX_AT_A_TIME))?,
+            max_in_flight: from.required("max_in_flight", |v| count(v, 1, MAX_AT_A_TIME))?,
+            max_connections: from.required("max_connections", |v| count(v, 1, MAX_AT_A_TIME))?,
             header_read_timeout: from
                 .required("header_read_timeout", |v| duration(v, 10, 10 * MINUTE_MS))?,
             body_read_timeout: from
@@ -186,6 +189,7 @@ impl Config {
                 .required("keep_alive_timeout", |v| duration(v, 10, 86_400_000))?,
             security: Security::read(&from, from.required("metrics_need_token", forms::switch)?)?,
             insecure: from.required("insecure", forms::switch)?,
+            limits: Limits::read(&from)?,
         })
     }
 
@@ -228,6 +232,14 @@ impl Config {
                 from.place("max_value_bytes")
             );
             refuse(&["max_body_bytes", "max_value_bytes"], text);
+        }
+        if self.limits.max_pending_bytes < self.max_body_bytes {
+            let text = format!(
+                "{} is less than {}; expected room for the longest body",
+                from.place("max_pending_bytes"),
+                from.place("max_body_bytes")
+            );
+            refuse(&["max_pending_bytes", "max_body_bytes"], text);
         }
         mistakes.extend(self.check_reachable(&from));
         mistakes.extend(self.security.check(&from));
@@ -290,7 +302,7 @@ impl Reader<'_> {
         })
     }
 
-    fn required<T>(
+    pub(super) fn required<T>(
         &self,
         key: &'static str,
         read: impl FnOnce(&Value) -> Result<T, Wrong>,
@@ -346,19 +358,19 @@ fn hooks(value: &Value) -> Result<Vec<String>, Wrong> {
     Ok(hooks)
 }
 
-fn duration(value: &Value, min_ms: u64, max_ms: u64) -> Result<Duration, Wrong> {
+pub(super) fn duration(value: &Value, min_ms: u64, max_ms: u64) -> Result<Duration, Wrong> {
     let (min, max) = (Duration::from_millis(min_ms), Duration::from_millis(max_ms));
     forms::in_range(forms::duration(value)?, min, max, value)
 }
 
-fn size(value: &Value, min: u64, max: u64) -> Result<usize, Wrong> {
+pub(super) fn size(value: &Value, min: u64, max: u64) -> Result<usize, Wrong> {
     let bytes = forms::in_range(forms::size(value)?, min, max, value)?;
     usize::try_from(bytes).map_err(|_| format!("{} is out of range", forms::shown(value)))
 }
 
-fn count(value: &Value, max: u64) -> Result<usize, Wrong> {
-    let number = forms::in_range(forms::integer(value)?, 1, max, value)?;
-    usize::try_from(number).map_err(|_| format!("{} is out of range", forms::shown(value)))
+pub(super) fn count<T: TryFrom<u64>>(value: &Value, min: u64, max: u64) -> Result<T, Wrong> {
+    let number = forms::in_range(forms::integer(value)?, min, max, value)?;
+    T::try_from(number).map_err(|_| format!("{} is out of range", forms::shown(value)))
 }
 
 /// One less than cores: what is left goes to the kernel's part of the network and the disk, to the
@@ -369,7 +381,6 @@ fn default_worker_threads() -> NonZeroUsize {
 }
 
 fn threads(value: &Value) -> Result<NonZeroUsize, Wrong> {
-    let threads = forms::in_range(forms::integer(value)?, 1, MAX_WORKER_THREADS, value)?;
-    let threads = usize::try_from(threads).ok().and_then(NonZeroUsize::new);
+    let threads = NonZeroUsize::new(count(value, 1, MAX_WORKER_THREADS)?);
     threads.ok_or_else(|| format!("{} is out of range", forms::shown(value)))
 }

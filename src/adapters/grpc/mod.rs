@@ -5,7 +5,7 @@
 //!   `calls`, on one long-lived stream, control calls and gossip
 //!   have one to themselves, so that bulk transfer on the third never delays them; `pulled` reads what
 //!   that brings.
-//! * `server` answers others, `data` their reads and writes, `streams` what brings much.
+//! * `server` answers others, over the `connections` that it accepts, `data` their reads and writes, `streams` what brings much.
 //! * `dial` is for connections that are not the system's TCP.
 //! * `handshake` is what every call carries and how a refusal travels; `convert` turns messages into
 //!   values and back; `fragments` carries what is larger than a message; `wire` is generated.
@@ -13,6 +13,7 @@
 //! No type of tonic or prost leaves this module.
 
 mod calls;
+mod connections;
 mod convert;
 mod data;
 mod dial;

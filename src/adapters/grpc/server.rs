@@ -12,12 +12,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tonic::codegen::BoxStream;
 use tonic::transport::Server;
-use tonic::transport::server::{Connected, TcpIncoming};
+use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::domain::NodeId;
 use crate::ports::{ApplyError, EntryChunk, EntryStream, Origin, ReplicaApi};
 
+use super::connections::accepted;
 use super::convert::{
     announcement_from_wire, announcement_to_wire, buckets_from_wire, certification_from_wire,
     chunk_from_wire, chunk_to_wire, keys_from_wire, level_from_wire, summaries_to_wire,
@@ -34,12 +35,17 @@ use super::wire::{
     ReplyBatch, RequestBatch, SummaryChunk,
 };
 
-/// Calls at a time on one connection. (Tonic sets none by itself.)
-const MAX_STREAMS: u32 = 256;
-
-/// Streams that a client may reset before its connection is dropped: against rapid resets
-/// (CVE-2023-44487, RUSTSEC-2024-0332). (Tonic removes the default of the HTTP/2 library.)
+/// Streams that this end resets for what a client does wrong before its connection is dropped
+/// (RUSTSEC-2024-0332). (Tonic removes the default of the HTTP/2 library.)
 const MAX_RESETS: usize = 1_024;
+
+/// Streams that a client has reset before this end got to them: one more and its connection is
+/// dropped, against rapid resets (CVE-2023-44487).
+const MAX_PENDING_RESETS: usize = 20;
+
+/// Bytes of the head of a call, decoded; ours has a few hundred. It bounds CONTINUATION frames too
+/// (CVE-2024-27316).
+const MAX_HEADER_BYTES: u32 = 16 * 1_024;
 
 const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(10);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -55,12 +61,20 @@ const MAX_PACKET_BYTES: usize = 64 * 1_024;
 pub struct ServerOptions {
     cluster: String,
     me: NodeId,
+    max_connections: usize,
+    max_streams: u32,
 }
 
 impl ServerOptions {
-    /// A node of this cluster and id.
+    /// A node of this cluster and id, with the limits that are the default.
     pub fn new(cluster: &str, me: NodeId) -> Self {
-        Self { cluster: cluster.to_owned(), me }
+        Self { cluster: cluster.to_owned(), me, max_connections: 1_024, max_streams: 256 }
+    }
+
+    /// With at most so many open connections, and calls at a time on each.
+    #[must_use]
+    pub fn limited(self, max_connections: usize, max_streams: u32) -> Self {
+        Self { max_connections, max_streams, ..self }
     }
 }
 
@@ -75,11 +89,12 @@ pub async fn serve(
     options: ServerOptions,
     stop: CancellationToken,
 ) -> io::Result<()> {
-    let incoming = TcpIncoming::from(tokio::net::TcpListener::from_std(listener)?);
-    serve_connections(incoming.with_nodelay(Some(true)), replica, options, stop).await
+    let listener = tokio::net::TcpListener::from_std(listener)?;
+    let incoming = accepted(listener, options.max_connections);
+    serve_connections(incoming, replica, options, stop).await
 }
 
-/// Like [`serve`], for connections that come from elsewhere.
+/// Like [`serve`], for connections that come from elsewhere, where their number is bounded.
 ///
 /// # Errors
 /// What `incoming` says last.
@@ -100,8 +115,10 @@ where
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);
     let serving = Server::builder()
-        .max_concurrent_streams(MAX_STREAMS)
+        .max_concurrent_streams(options.max_streams)
         .http2_max_local_error_reset_streams(Some(MAX_RESETS))
+        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
+        .http2_max_header_list_size(MAX_HEADER_BYTES)
         .http2_keepalive_interval(Some(KEEP_ALIVE_EVERY))
         .http2_keepalive_timeout(Some(KEEP_ALIVE_TIMEOUT))
         .add_service(service)

@@ -22,7 +22,7 @@ use crate::domain::{InvalidNodeId, Key, NodeId, QuorumSpec, Value};
 use crate::ports::{Consistency, InvalidLogLevel, LogLevel, RequestOptions};
 
 use super::LiveOptions;
-use super::admission::Places;
+use super::admission::{Held, Places, Room};
 use super::errors::{Code, Refusal};
 
 /// Longest timeout that a client may ask for.
@@ -45,15 +45,19 @@ const OPTIONAL_FIELDS: &str = r#", optionally "quorum": a whole number >= 1, "ma
 
 const OPTIONAL_GET_FIELDS: &str = r#", optionally "quorum": a whole number >= 1, "majority" or "all", "timeout_ms": a whole number from 1 to 10000, and "consistency": "default" or "confirmed""#;
 
+/// A body, and the memory that it takes if it did not come with its head.
+pub(super) type HeldBody<'a> = (Bytes, Option<Held<'a>>);
+
 /// Reads the body of a request whose media type and size are as they should be. A body that is not
-/// there with its head takes one of the places of those that are waited for, and says how long it
-/// `waited`.
-pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(
+/// there with its head takes one of the places of those that are waited for, and room, and says how long
+/// it `waited`.
+pub(super) async fn read<'a, B: Body<Data = Bytes> + Unpin>(
     request: Request<B>,
     options: &LiveOptions,
     places: Places<'_>,
+    room: Room<'a>,
     waited: &mut Duration,
-) -> Result<Bytes, Refusal> {
+) -> Result<HeldBody<'a>, Refusal> {
     check_media_type(request.headers())?;
     let max = options.max_body_bytes();
     // A client that asks first (RFC 9110, 10.1.1) waits for the answer before it sends anything.
@@ -66,20 +70,25 @@ pub(super) async fn read<B: Body<Data = Bytes> + Unpin>(
     let mut reading = pin!(collect(request.into_body(), max, declared));
     // Most bodies are there with their heads, and need neither a timer nor the memory for one.
     if let Some(read) = reading.as_mut().now_or_never() {
-        return read;
+        return read.map(|body| (body, None));
     }
     let _place = places.take()?;
+    // What is too long is thrown away as it comes. One that does not say may become as long as any.
+    let expected = declared.map_or(Ok(max), usize::try_from).unwrap_or(max);
+    let room = room.take(if too_long { 0 } else { expected })?;
     let since = Instant::now();
     let timeout = options.body_read_timeout();
     let read = Box::pin(tokio::time::timeout(timeout, reading)).await;
     *waited = since.elapsed();
-    read.unwrap_or_else(|_| {
-        if too_long {
-            return Err(too_large(max));
+    match read {
+        Ok(read) => read.map(|body| (body, Some(room))),
+        Err(_) if too_long => Err(too_large(max)),
+        Err(_) => {
+            let ms = timeout.as_millis();
+            let message = format!("the body did not arrive within {ms} ms");
+            Err(Refusal::new(Code::RequestTimeout, message))
         }
-        let ms = timeout.as_millis();
-        Err(Refusal::new(Code::RequestTimeout, format!("the body did not arrive within {ms} ms")))
-    })
+    }
 }
 
 /// `{"key"}` and the optional fields, those of a read among them.
@@ -390,8 +399,10 @@ mod tests {
     use std::sync::atomic::AtomicUsize;
 
     async fn read_all(request: Request, options: &HttpOptions) -> Result<Bytes, Refusal> {
-        let (live, waiting) = (LiveOptions::from(*options), AtomicUsize::new(0));
-        read(request, &live, Places::new(&waiting, 1), &mut Duration::default()).await
+        let (live, places) = (LiveOptions::from(*options), AtomicUsize::new(0));
+        let (room, mut waited) = (AtomicUsize::new(0), Duration::default());
+        let (places, room) = (Places::new(&places, 1), Room::new(&room, options.max_body_bytes));
+        read(request, &live, places, room, &mut waited).await.map(|(body, _)| body)
     }
     use axum::http::HeaderValue;
     use futures_util::stream;

@@ -1,18 +1,19 @@
 //! The limit of open connections, and what every accepted one is set to.
 
-use std::future::{Ready, ready};
+use std::future::{Future, Ready, ready};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use axum_server::accept::Accept;
 use futures_util::future::{BoxFuture, Either, FutureExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::timeout;
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
@@ -66,8 +67,9 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Limit {
             Ok(counted) => counted,
             Err(refused) => return Either::Left(ready(Err(refused))),
         };
+        let write_timeout = self.options.initial().write_timeout;
         let Some(tls) = &self.tls else {
-            let connection = Connection { stream: Stream::Left(stream), _counted: counted };
+            let connection = Connection::new(Stream::Left(stream), write_timeout, counted);
             return Either::Left(ready(Ok((connection, service))));
         };
         let handshake = TlsAcceptor::from(tls.load_full()).accept(stream);
@@ -75,7 +77,7 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Limit {
         let accepting = async move {
             let stream = handshake.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
             let stream = Stream::Right(Box::new(stream));
-            Ok((Connection { stream, _counted: counted }, service))
+            Ok((Connection::new(stream, write_timeout, counted), service))
         };
         Either::Right(accepting.boxed())
     }
@@ -85,11 +87,35 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Limit {
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: Stream,
+    write_timeout: Duration,
+    /// Set for as long as the client takes nothing of what it is sent.
+    stuck: Option<Pin<Box<Sleep>>>,
     _counted: Counted,
 }
 
 /// As it is, or in TLS: boxed, since it has its buffers in it.
 type Stream = either::Either<TcpStream, Box<TlsStream<TcpStream>>>;
+
+impl Connection {
+    fn new(stream: Stream, write_timeout: Duration, counted: Counted) -> Self {
+        Self { stream, write_timeout, stuck: None, _counted: counted }
+    }
+
+    /// What a write came to; an error once it has been pending for too long.
+    fn in_time(
+        &mut self,
+        cx: &mut Context<'_>,
+        written: Poll<io::Result<usize>>,
+    ) -> Poll<io::Result<usize>> {
+        if written.is_ready() {
+            self.stuck = None;
+            return written;
+        }
+        let timeout = self.write_timeout;
+        let stuck = self.stuck.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        stuck.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
 
 /// One of the connections that are open.
 #[derive(Debug)]
@@ -117,7 +143,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, bytes)
+        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        self.in_time(cx, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -133,7 +160,8 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
+        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
+        self.in_time(cx, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -113,6 +113,8 @@ pub(super) struct Metrics {
     pub(super) in_flight: AtomicUsize,
     /// Requests whose bodies are on their way right now.
     pub(super) bodies_awaited: AtomicUsize,
+    /// Bytes of bodies that did not come with their heads, of requests not answered yet.
+    pub(super) pending_bytes: AtomicUsize,
     /// Connections open right now.
     pub(super) connections: AtomicUsize,
     /// Connections closed at once because there were too many.

@@ -16,8 +16,15 @@ pub struct HttpOptions {
     /// Requests worked on at a time; one more gets 503 before its body is read. Too low, and a
     /// burst is refused that the node could have served; too high, and an overload is a queue.
     pub max_in_flight: usize,
+    /// Bytes of bodies that did not come with their heads, until their requests are answered; one
+    /// that would take more gets 503. Not less than `max_body_bytes`, or the longest is never taken.
+    pub max_pending_bytes: usize,
     /// Open connections; one more is closed at once.
     pub max_connections: usize,
+    /// Header lines per request.
+    pub max_headers: usize,
+    /// Bytes of a request's head, and of what is buffered of its body; at least 8 KiB.
+    pub max_header_bytes: usize,
     /// How long a new connection may take to send the head of its first request.
     pub header_read_timeout: Duration,
     /// How long a connection may take from one response to the end of the head of the next
@@ -28,6 +35,9 @@ pub struct HttpOptions {
     pub body_read_timeout: Duration,
     /// Requests on data that take longer are logged, with what they waited for; `None`: none is.
     pub slow_log_threshold: Option<Duration>,
+    /// How long a client may take nothing of its answer before the connection is closed: it would
+    /// be held in memory for as long as the client likes.
+    pub write_timeout: Duration,
     /// How long a stop waits for running requests.
     pub drain: Duration,
 }
@@ -37,11 +47,15 @@ impl Default for HttpOptions {
         Self {
             max_body_bytes: 2 * 1_024 * 1_024,
             max_in_flight: 1_024,
+            max_pending_bytes: 256 * 1_024 * 1_024,
             max_connections: 4_096,
+            max_headers: 64,
+            max_header_bytes: 16 * 1_024,
             header_read_timeout: Duration::from_secs(5),
             keep_alive_timeout: Duration::from_secs(60),
             body_read_timeout: Duration::from_secs(10),
             slow_log_threshold: Some(Duration::from_millis(250)),
+            write_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(5),
         }
     }

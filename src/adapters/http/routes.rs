@@ -22,7 +22,8 @@ use tower::{Service, ServiceExt};
 use crate::domain::Forgotten;
 use crate::ports::{ClientApi, Consistency, OpKind, Verdict};
 
-use super::admission::Places;
+use super::admission::{Places, Room};
+use super::body::HeldBody;
 use super::download::BACKUP_PATH;
 use super::errors::{Code, Refusal};
 use super::exporter::{CONTENT_TYPE, Exporter};
@@ -155,7 +156,10 @@ impl Front {
         let mut identity = Identity::of(request.headers());
         let result = match self.guard.admit(request.uri().path(), request.headers()) {
             Ok(client) => match self.read(request, &mut found.body).await {
-                Ok(bytes) => self.admitted(self.work(call, &client, bytes, &mut found)).await,
+                // Its room is given back when it is answered.
+                Ok((bytes, _room)) => {
+                    self.admitted(self.work(call, &client, bytes, &mut found)).await
+                }
                 Err(refusal) => Err(refusal),
             },
             Err(refusal) => Err(refusal),
@@ -231,14 +235,12 @@ impl Front {
     }
 
     async fn forget(&self, request: Request) -> std::result::Result<Forgotten, Refusal> {
-        let waited = &mut Duration::default();
-        let bytes = body::read(request, &self.options, self.awaited(), waited).await?;
+        let (bytes, _room) = self.body(request, &mut Duration::default()).await?;
         Ok(self.api.forget(body::parse_id(&bytes)?).await?)
     }
 
     async fn set_log_level(&self, request: Request) -> std::result::Result<(), Refusal> {
-        let waited = &mut Duration::default();
-        let bytes = body::read(request, &self.options, self.awaited(), waited).await?;
+        let (bytes, _room) = self.body(request, &mut Duration::default()).await?;
         let set = self.api.set_log_level(body::parse_level(&bytes)?);
         set.map_err(|error| Refusal::new(Code::NotFound, error.to_string()))
     }
@@ -247,12 +249,25 @@ impl Front {
         &self,
         request: RequestOf<B>,
         waited: &mut Duration,
-    ) -> std::result::Result<Bytes, Refusal>
+    ) -> std::result::Result<HeldBody<'_>, Refusal>
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
         self.working().check()?;
-        body::read(request, &self.options, self.awaited(), waited).await
+        self.body(request, waited).await
+    }
+
+    async fn body<B>(
+        &self,
+        request: RequestOf<B>,
+        waited: &mut Duration,
+    ) -> std::result::Result<HeldBody<'_>, Refusal>
+    where
+        B: HttpBody<Data = Bytes> + Unpin,
+    {
+        let max = self.options.initial().max_pending_bytes;
+        let room = Room::new(&self.metrics.pending_bytes, max);
+        body::read(request, &self.options, self.awaited(), room, waited).await
     }
 
     /// The work has not begun when it is handed in: what is shed does nothing.

@@ -23,12 +23,6 @@ use super::metrics::Metrics;
 use super::timer::ReusedTimers;
 use super::{LiveOptions, routes};
 
-/// Header lines per request.
-const MAX_HEADERS: usize = 64;
-
-/// Bytes of a request's head, and of what is buffered of its body.
-const MAX_HEAD_BYTES: usize = 16 * 1_024;
-
 /// How clients come in: by default as they are, and for everything.
 #[derive(Debug, Clone, Default)]
 pub struct Entrance {
@@ -76,8 +70,8 @@ pub async fn serve(
         .http_builder()
         .http1()
         .timer(ReusedTimers::default())
-        .max_headers(MAX_HEADERS)
-        .max_buf_size(MAX_HEAD_BYTES)
+        .max_headers(options.max_headers)
+        .max_buf_size(options.max_header_bytes)
         .header_read_timeout(options.keep_alive_timeout);
 
     let mut serving = pin!(
@@ -368,6 +362,106 @@ mod tests {
         assert!(is_closed(&mut second).await);
         first.write_all(GET).await.unwrap();
         response(&mut first).await;
+    }
+
+    /// A head of this many lines and bytes.
+    fn head(lines: usize, bytes: usize) -> Vec<u8> {
+        let mut head = b"POST /get HTTP/1.1\r\ncontent-length: 11\r\n".to_vec();
+        (1..lines - 1).for_each(|_| head.extend(b"x: y\r\n"));
+        head.extend(b"x: ");
+        head.resize(bytes - 4, b'y');
+        head.extend(b"\r\n\r\n");
+        head
+    }
+
+    #[tokio::test]
+    async fn a_head_has_as_many_lines_and_bytes_as_are_allowed_and_no_more() {
+        let options = HttpOptions::default();
+        let server = start(answering(), options);
+        for (lines, bytes, status) in [
+            (options.max_headers, 1_000, 200),
+            (options.max_headers + 1, 1_000, 431),
+            (10, options.max_header_bytes - 11, 200),
+            (10, 2 * options.max_header_bytes, 431),
+        ] {
+            let mut client = TcpStream::connect(server.addr).await.unwrap();
+            client
+                .write_all(&[&head(lines, bytes), &GET[GET.len() - 11..]].concat())
+                .await
+                .unwrap();
+            let mut line = vec![0; 12];
+            soon(client.read_exact(&mut line)).await.unwrap();
+            let line = String::from_utf8(line).unwrap();
+            assert_eq!(line, format!("HTTP/1.1 {status}"), "{lines} lines, {bytes} bytes");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_client_that_takes_nothing_of_its_answer_is_cut_off() {
+        let mut api = MockClientApi::new();
+        let value = crate::domain::Value::new(&"v".repeat(16 << 20));
+        api.expect_get()
+            .returning(move |_, _| Ok(Answer { value: Some(value.clone()), ..absent() }));
+        let write_timeout = Duration::from_millis(50);
+        let options = HttpOptions { write_timeout, max_connections: 1, ..HttpOptions::default() };
+        let server = start(Arc::new(api), options);
+        // Or the kernel takes it all on its behalf.
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        let mut slow = socket.connect(server.addr).await.unwrap();
+        slow.write_all(GET).await.unwrap();
+        // Its place is free when it is cut off, and who reads gets all of it.
+        let taken = soon(async {
+            loop {
+                let mut eager = TcpStream::connect(server.addr).await.unwrap();
+                let mut taken = Vec::new();
+                eager.write_all(GET).await.ok();
+                while !taken.ends_with(b"\"}")
+                    && matches!(eager.read_buf(&mut taken).await, Ok(1..))
+                {}
+                if !taken.is_empty() {
+                    break taken.len();
+                }
+            }
+        })
+        .await;
+        assert!(taken > 16 << 20, "{taken} bytes");
+        // What the kernel has taken still comes, and then the end.
+        let mut taken = Vec::new();
+        let ended = soon(slow.read_to_end(&mut taken)).await;
+        assert!(taken.len() < 16 << 20, "{ended:?} after {} bytes", taken.len());
+    }
+
+    #[tokio::test]
+    async fn bodies_that_are_waited_for_take_no_more_memory_than_is_allowed() {
+        let options = HttpOptions { max_pending_bytes: 22, ..HttpOptions::default() };
+        let server = start(answering(), options);
+        let mut waiting = Vec::new();
+        for _ in 0..2 {
+            let mut client = TcpStream::connect(server.addr).await.unwrap();
+            let head = "POST /get HTTP/1.1\r\ncontent-length: 11\r\nexpect: 100-continue\r\n\r\n";
+            client.write_all(head.as_bytes()).await.unwrap();
+            let mut interim = [0; 25];
+            soon(client.read_exact(&mut interim)).await.unwrap();
+            assert!(interim.starts_with(b"HTTP/1.1 100"));
+            waiting.push(client);
+        }
+        let mut third = TcpStream::connect(server.addr).await.unwrap();
+        third.write_all(&GET[..GET.len() - 1]).await.unwrap();
+        let text = response(&mut third).await;
+        assert!(text.starts_with("HTTP/1.1 503") && text.contains("overloaded"), "{text}");
+        // A body that comes with its head waits for nothing.
+        let mut whole = TcpStream::connect(server.addr).await.unwrap();
+        whole.write_all(GET).await.unwrap();
+        assert!(response(&mut whole).await.starts_with("HTTP/1.1 200"));
+        for client in &mut waiting {
+            client.write_all(&GET[GET.len() - 11..]).await.unwrap();
+            assert!(response(client).await.starts_with("HTTP/1.1 200"));
+        }
+        let mut again = TcpStream::connect(server.addr).await.unwrap();
+        again.write_all(&GET[..GET.len() - 1]).await.unwrap();
+        again.write_all(&GET[GET.len() - 1..]).await.unwrap();
+        assert!(response(&mut again).await.starts_with("HTTP/1.1 200"), "the room is given back");
     }
 
     #[tokio::test]

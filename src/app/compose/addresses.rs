@@ -55,6 +55,9 @@ fn refuse_unreachable_seeds(config: &Config) -> Result<(), RunError> {
     Ok(())
 }
 
+/// Connections that may wait to be accepted. The kernel's own bound (`somaxconn`) holds, too.
+const BACKLOG: i32 = 4_096;
+
 fn listen(
     ip: IpAddr,
     port: u16,
@@ -63,6 +66,9 @@ fn listen(
     let addr = SocketAddr::new(ip, port);
     let failed = |error| RunError::Listen { addr, flag, error };
     let listener = TcpListener::bind(addr).map_err(failed)?;
+    // Again, for a longer queue than the 128 of the standard library: of more connections than that at
+    // a moment the kernel drops some, and their clients try again after a second.
+    rustix::net::listen(&listener, BACKLOG).map_err(|error| failed(error.into()))?;
     listener.set_nonblocking(true).map_err(failed)?;
     let real = listener.local_addr().map_err(failed)?;
     Ok((listener, real))

@@ -9,6 +9,7 @@ mod ask;
 mod backup;
 mod bench;
 mod command;
+mod descriptors;
 mod errors;
 mod hooks;
 mod log_check;

@@ -51,6 +51,10 @@ pub(super) fn http_options(config: &Config) -> HttpOptions {
         header_read_timeout: config.header_read_timeout,
         keep_alive_timeout: config.keep_alive_timeout,
         body_read_timeout: config.body_read_timeout,
+        max_pending_bytes: config.limits.max_pending_bytes,
+        max_headers: config.limits.max_headers,
+        max_header_bytes: config.limits.max_header_bytes,
+        write_timeout: config.limits.write_timeout,
         slow_log_threshold: config.slow_log_threshold,
         drain: DRAIN,
     }

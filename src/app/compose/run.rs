@@ -22,6 +22,7 @@ use crate::app::{Node, NodeParts, NodeSettings};
 use crate::ports::NodeStats;
 
 use super::addresses::Addresses;
+use super::descriptors::raise_limit;
 use super::errors::RunError;
 use super::hooks::HookPlan;
 use super::log_level::{LogSwitch, SetLogLevel};
@@ -138,6 +139,7 @@ async fn start(config: Config, reloading: Reloading) -> Result<Running, RunError
     let addresses =
         opening.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     tracing::info!(version = %env!("CARGO_PKG_VERSION"), "starting");
+    raise_limit(config.max_connections.saturating_add(config.limits.max_peer_connections));
     let guards = (Locks::open(&config)?, HookPlan::read(&config)?);
     let storage = Storage::open(&config).await?;
     tracing::info!(path = %config.data_dir.display(), "data directory");
@@ -215,7 +217,9 @@ impl Running {
         let (bound, advertised) = (addresses.http_bound, &addresses.http_addr);
         tracing::info!(addr = %bound, %advertised, "HTTP listening");
 
-        let options = ServerOptions::new(&config.cluster_name, id);
+        let limits = &config.limits;
+        let options = ServerOptions::new(&config.cluster_name, id)
+            .limited(limits.max_peer_connections, limits.max_peer_streams);
         let (peers, stop) = (node.replica_api(), grpc_stop.clone());
         if let Some(locks) = locks.peers.clone() {
             let incoming = locks.accepted(addresses.grpc).map_err(cannot_listen)?;
@@ -340,6 +344,8 @@ fn settings(config: &Config, addresses: &Addresses, random_seed: u64) -> NodeSet
         write_quorum: limits.write_quorum,
         request_timeout: limits.request_timeout,
         max_value_bytes: limits.max_value_bytes,
+        peer_timeout: config.limits.peer_timeout,
+        max_hint_bytes: config.limits.max_hints,
         max_memory: limits.max_memory,
         max_clock_drift: config.max_clock_drift,
         anti_entropy_interval: config.anti_entropy_interval,

@@ -69,7 +69,9 @@ fn aof_options(config: &Config, dir: &DataDir, node: NodeId) -> AofOptions {
         Fsync::EverySec => FsyncPolicy::EverySec,
         Fsync::Never => FsyncPolicy::Never,
     };
-    AofOptions { fsync, ..AofOptions::new(&dir.log_dir(), &config.cluster_name, node) }
+    let queue_bytes = config.limits.max_log_queue;
+    let options = AofOptions::new(&dir.log_dir(), &config.cluster_name, node);
+    AofOptions { fsync, queue_bytes, ..options }
 }
 
 /// What happens to the log before the node starts.

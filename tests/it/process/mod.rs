@@ -9,7 +9,7 @@
 //! [`consistency`] (what reads may see), [`operators`] (forgetting members, safe stops), [`reload`] (SIGHUP),
 //! [`settings`] (`lally config`), [`generated`] (completions and man pages),
 //! [`faults`] (members that die, hang, or lose their disk), [`large_join`], [`large_log`],
-//! [`forgetting`], [`compaction`], [`backup`], [`bench`], [`full_disk`], [`slow_disk`], [`full_memory`], [`overload`], [`content`] (bytes come
+//! [`forgetting`], [`compaction`], [`backup`], [`bench`], [`full_disk`], [`slow_disk`], [`full_memory`], [`overload`], [`crowds`] and [`floods`] (connections and frames without end), [`mutated`] (what was right once), [`content`] (bytes come
 //! back as they were), [`durable_names`] (what a power cut must not take), [`dataset`],
 //! [`ask`] (`lally get` and the like), [`log_commands`], [`log_import`] and [`log_repair`] (`lally log ...`, recovering from peers),
 //! [`hooks`] (rules, and webhooks), [`log_refusals`] (logs that no node starts on),
@@ -17,7 +17,7 @@
 //!
 //! The harness: [`node`] runs a process, [`client`] speaks HTTP so plainly that the raw text of an
 //! answer can be checked, [`ring`] starts several nodes and waits for them, [`receiver`] is what webhooks call, [`wait`] waits for
-//! facts, [`turn`] keeps a small machine from running everything at once.
+//! facts, [`frames`] is HTTP/2 by hand, [`mutation`] makes wrong what was right, [`turn`] keeps a small machine from running everything at once.
 
 mod abuse;
 mod ask;
@@ -29,11 +29,14 @@ mod compaction;
 mod config;
 mod consistency;
 mod content;
+mod crowds;
 mod dataset;
 mod debian;
 pub(super) mod durable_names;
 mod faults;
+mod floods;
 mod forgetting;
+mod frames;
 mod full_disk;
 mod full_memory;
 mod generated;
@@ -46,6 +49,8 @@ mod log_commands;
 mod log_import;
 mod log_refusals;
 mod log_repair;
+mod mutated;
+pub(super) mod mutation;
 pub(super) mod node;
 mod operators;
 mod overload;
