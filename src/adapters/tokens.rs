@@ -7,7 +7,7 @@
 use std::collections::HashSet;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, fchown};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -130,6 +130,8 @@ pub fn create(
     role: Role,
     prefixes: &[String],
 ) -> Result<String, TokenError> {
+    // What a link leads to is replaced, and not the link.
+    let path = &fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let failed = |error| TokenError::Io { path: path.to_owned(), error };
     let before = match text(path) {
         Err(TokenError::Io { error, .. }) if error.kind() == io::ErrorKind::NotFound => {
@@ -166,14 +168,28 @@ fn write_beside(path: &Path, text: &str) -> io::Result<()> {
     let draft = PathBuf::from(draft);
     let written = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&draft);
     let mut file = written?;
-    let done = file
-        .write_all(text.as_bytes())
+    let done = like(path, &file)
+        .and_then(|()| file.write_all(text.as_bytes()))
         .and_then(|()| file.sync_all())
         .and_then(|()| fs::rename(&draft, path));
     if done.is_err() {
         fs::remove_file(&draft).ok();
     }
     done
+}
+
+/// Gives a file the owner and the mode of the one that it replaces, whose node reads it.
+fn like(path: &Path, file: &File) -> io::Result<()> {
+    let old = match fs::metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        old => old?,
+    };
+    file.set_permissions(old.permissions())?;
+    let new = file.metadata()?;
+    if (old.uid(), old.gid()) == (new.uid(), new.gid()) {
+        return Ok(());
+    }
+    fchown(file, Some(old.uid()), Some(old.gid()))
 }
 
 fn read(path: &Path) -> Result<Vec<Known>, TokenError> {
@@ -292,7 +308,15 @@ mod tests {
         let path = dir.path().join("tokens.yml");
         create(&path, "one", Role::Read, &[]).unwrap();
         assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o640)).unwrap();
+        let link = dir.path().join("link.yml");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        create(&link, "zero", Role::Read, &[]).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o640);
+        assert!(link.is_symlink());
+        fs::remove_file(&link).unwrap();
         let before = fs::read_to_string(&path).unwrap();
+        assert!(before.contains("zero"));
         for (name, role, prefixes) in [
             ("one", Role::Read, vec![]),
             ("", Role::Read, vec![]),

@@ -16,7 +16,7 @@ use super::keys::KeySpec;
 
 /// The keys that take effect when the configuration is read again. The waits that are not among them
 /// belong to the server of connections, which is set up once.
-const LIVE: [&str; 10] = [
+const LIVE: [&str; 11] = [
     "log_level",
     "read_quorum",
     "write_quorum",
@@ -25,6 +25,7 @@ const LIVE: [&str; 10] = [
     "max_body_bytes",
     "max_memory",
     "max_in_flight",
+    "max_pending_bytes",
     "max_connections",
     "body_read_timeout",
 ];

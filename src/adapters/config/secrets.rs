@@ -18,6 +18,9 @@ const TOKEN_VARIABLE: &str = "LALLY_TOKEN";
 const TOKEN_FILE_VARIABLE: &str = "LALLY_TOKEN_FILE";
 const CA_VARIABLE: &str = "LALLY_CA";
 
+/// What is said of a node by it, too: that the network is trusted.
+const INSECURE_VARIABLE: &str = "LALLY_INSECURE";
+
 const TOKEN_FILE: &str = "token-file";
 const CA: &str = "ca";
 const DAYS: &str = "days";
@@ -45,7 +48,7 @@ pub(super) fn login() -> [Arg; 2] {
 /// What was given of these; nothing, if the command has none of them.
 pub(super) fn given(matches: &ArgMatches) -> Login {
     let path = |name| matches.try_get_one::<PathBuf>(name).ok().flatten().cloned();
-    Login { token: None, token_file: path(TOKEN_FILE), ca: path(CA) }
+    Login { token_file: path(TOKEN_FILE), ca: path(CA), ..Login::default() }
 }
 
 /// What the command line says of it, and else the environment.
@@ -56,6 +59,7 @@ pub(super) fn or_from_variables(given: Login, variable: impl Fn(&str) -> Option<
         token: token.map(Secret::new),
         token_file: given.token_file.or_else(|| path(TOKEN_FILE_VARIABLE)),
         ca: given.ca.or_else(|| path(CA_VARIABLE)),
+        insecure: variable(INSECURE_VARIABLE).is_some_and(|text| text == "true"),
     }
 }
 

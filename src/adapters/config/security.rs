@@ -116,6 +116,8 @@ pub struct Login {
     pub token_file: Option<PathBuf>,
     /// The authorities of nodes that are believed; with it, TLS is spoken.
     pub ca: Option<PathBuf>,
+    /// Whether a token may go to another host in the clear.
+    pub insecure: bool,
 }
 
 /// A text that is shown to nobody.

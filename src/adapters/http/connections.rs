@@ -1,6 +1,6 @@
 //! The limit of open connections, and what every accepted one is set to.
 
-use std::future::{Future, Ready, ready};
+use std::future::{Ready, ready};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use axum_server::accept::Accept;
 use futures_util::future::{BoxFuture, Either, FutureExt};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
-use tokio::time::{Sleep, sleep, timeout};
+use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::ServerConfig;
 use tokio_rustls::server::TlsStream;
@@ -52,6 +52,7 @@ impl Limit {
         }
         // A response is one write; there is nothing to wait for.
         stream.set_nodelay(true)?;
+        give_up_after(self.options.initial().write_timeout, stream)?;
         Ok(counted)
     }
 }
@@ -67,9 +68,8 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Limit {
             Ok(counted) => counted,
             Err(refused) => return Either::Left(ready(Err(refused))),
         };
-        let write_timeout = self.options.initial().write_timeout;
         let Some(tls) = &self.tls else {
-            let connection = Connection::new(Stream::Left(stream), write_timeout, counted);
+            let connection = Connection { stream: Stream::Left(stream), _counted: counted };
             return Either::Left(ready(Ok((connection, service))));
         };
         let handshake = TlsAcceptor::from(tls.load_full()).accept(stream);
@@ -77,45 +77,36 @@ impl<S: Send + 'static> Accept<TcpStream, S> for Limit {
         let accepting = async move {
             let stream = handshake.await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))?;
             let stream = Stream::Right(Box::new(stream));
-            Ok((Connection::new(stream, write_timeout, counted), service))
+            Ok((Connection { stream, _counted: counted }, service))
         };
         Either::Right(accepting.boxed())
     }
+}
+
+/// Has the kernel end a connection whose client has taken nothing of what it was sent for so long
+/// (`TCP_USER_TIMEOUT`, RFC 5482). It alone knows: what is written lies in its buffers, or in those of TLS
+/// above it, long before a client takes any of it.
+#[cfg(target_os = "linux")]
+fn give_up_after(timeout: Duration, stream: &TcpStream) -> io::Result<()> {
+    let ms = u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX);
+    Ok(rustix::net::sockopt::set_tcp_user_timeout(stream, ms)?)
+}
+
+/// Other systems have no such option that all of them share.
+#[cfg(not(target_os = "linux"))]
+fn give_up_after(_: Duration, _: &TcpStream) -> io::Result<()> {
+    Ok(())
 }
 
 /// An accepted connection; counted for as long as it lives.
 #[derive(Debug)]
 pub(super) struct Connection {
     stream: Stream,
-    write_timeout: Duration,
-    /// Set for as long as the client takes nothing of what it is sent.
-    stuck: Option<Pin<Box<Sleep>>>,
     _counted: Counted,
 }
 
 /// As it is, or in TLS: boxed, since it has its buffers in it.
 type Stream = either::Either<TcpStream, Box<TlsStream<TcpStream>>>;
-
-impl Connection {
-    fn new(stream: Stream, write_timeout: Duration, counted: Counted) -> Self {
-        Self { stream, write_timeout, stuck: None, _counted: counted }
-    }
-
-    /// What a write came to; an error once it has been pending for too long.
-    fn in_time(
-        &mut self,
-        cx: &mut Context<'_>,
-        written: Poll<io::Result<usize>>,
-    ) -> Poll<io::Result<usize>> {
-        if written.is_ready() {
-            self.stuck = None;
-            return written;
-        }
-        let timeout = self.write_timeout;
-        let stuck = self.stuck.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        stuck.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
-    }
-}
 
 /// One of the connections that are open.
 #[derive(Debug)]
@@ -143,8 +134,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, bytes);
-        self.in_time(cx, written)
+        Pin::new(&mut self.stream).poll_write(cx, bytes)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -160,8 +150,7 @@ impl AsyncWrite for Connection {
         cx: &mut Context<'_>,
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, slices);
-        self.in_time(cx, written)
+        Pin::new(&mut self.stream).poll_write_vectored(cx, slices)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -40,7 +40,9 @@ impl Guard {
 
     /// What whoever sends this may do, if it is as much as the path needs.
     pub(super) fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Admitted, Refusal> {
-        let Some(gatekeeper) = &self.gatekeeper else { return Ok(Admitted(None)) };
+        let Some(gatekeeper) = &self.gatekeeper else {
+            return not_from_elsewhere(headers).map(|()| Admitted(None));
+        };
         let Some(needed) = self.needed(path) else { return Ok(Admitted(None)) };
         let token = token(headers)?;
         let access = gatekeeper.access(token).ok_or_else(|| {
@@ -86,6 +88,18 @@ impl Admitted {
             }
             _ => Ok(()),
         }
+    }
+}
+
+/// Refuses what a page of another site has a browser send (Fetch Metadata): without tokens a node on the
+/// loopback would do what any page asks that is looked at on its machine. Nobody but browsers says so.
+fn not_from_elsewhere(headers: &HeaderMap) -> Result<(), Refusal> {
+    match headers.get("sec-fetch-site") {
+        Some(site) if site == "cross-site" => {
+            let message = "a page of another site sends this; without tokens that is not taken";
+            Err(Refusal::new(Code::Forbidden, message))
+        }
+        _ => Ok(()),
     }
 }
 
@@ -181,6 +195,23 @@ mod tests {
             assert_eq!(token(&headers).ok(), expected.map(str::as_bytes), "{headers:?}");
         }
         assert_eq!(token(&with(&[&long[..long.len() - 1]])).unwrap().len(), MAX_TOKEN_BYTES);
+    }
+
+    #[test]
+    fn what_a_page_of_another_site_sends_needs_a_token() {
+        let from = |site: &str| {
+            let mut headers = with(&["Bearer write"]);
+            headers.insert("sec-fetch-site", site.parse().unwrap());
+            headers
+        };
+        for (site, taken) in
+            [("cross-site", false), ("same-site", true), ("same-origin", true), ("none", true)]
+        {
+            for path in ["/add", "/healthz", "/admin/compact"] {
+                assert_eq!(Guard::open().admit(path, &from(site)).is_ok(), taken, "{site}");
+            }
+            assert!(guard(true).admit("/add", &from(site)).is_ok());
+        }
     }
 
     #[test]

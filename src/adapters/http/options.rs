@@ -71,6 +71,7 @@ struct Live {
     initial: HttpOptions,
     max_body_bytes: AtomicUsize,
     max_in_flight: AtomicUsize,
+    max_pending_bytes: AtomicUsize,
     max_connections: AtomicUsize,
     body_read_timeout_ms: AtomicU64,
 }
@@ -81,6 +82,7 @@ impl From<HttpOptions> for LiveOptions {
             initial,
             max_body_bytes: AtomicUsize::default(),
             max_in_flight: AtomicUsize::default(),
+            max_pending_bytes: AtomicUsize::default(),
             max_connections: AtomicUsize::default(),
             body_read_timeout_ms: AtomicU64::default(),
         }));
@@ -90,13 +92,14 @@ impl From<HttpOptions> for LiveOptions {
 }
 
 impl LiveOptions {
-    /// Takes over `max_body_bytes`, `max_in_flight`, `max_connections` and `body_read_timeout` (to the
+    /// Takes over `max_body_bytes`, `max_in_flight`, `max_pending_bytes`, `max_connections` and `body_read_timeout` (to the
     /// millisecond) from these options, for requests and connections from now on. What has begun goes
     /// on, also if there is more of it than the new limits allow.
     pub fn change(&self, to: &HttpOptions) {
         let timeout_ms = u64::try_from(to.body_read_timeout.as_millis()).unwrap_or(u64::MAX);
         self.0.max_body_bytes.store(to.max_body_bytes, Ordering::Relaxed);
         self.0.max_in_flight.store(to.max_in_flight, Ordering::Relaxed);
+        self.0.max_pending_bytes.store(to.max_pending_bytes, Ordering::Relaxed);
         self.0.max_connections.store(to.max_connections, Ordering::Relaxed);
         self.0.body_read_timeout_ms.store(timeout_ms, Ordering::Relaxed);
     }
@@ -111,6 +114,10 @@ impl LiveOptions {
 
     pub(super) fn max_in_flight(&self) -> usize {
         self.0.max_in_flight.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn max_pending_bytes(&self) -> usize {
+        self.0.max_pending_bytes.load(Ordering::Relaxed)
     }
 
     pub(super) fn max_connections(&self) -> usize {
@@ -134,6 +141,7 @@ mod tests {
         let changed = HttpOptions {
             max_body_bytes: 1,
             max_in_flight: 2,
+            max_pending_bytes: 5,
             max_connections: 3,
             body_read_timeout: Duration::from_millis(4),
             ..options
@@ -143,6 +151,7 @@ mod tests {
             (live.max_body_bytes(), live.max_in_flight(), live.max_connections()),
             (1, 2, 3)
         );
+        assert_eq!(live.max_pending_bytes(), 5);
         assert_eq!(live.body_read_timeout(), Duration::from_millis(4));
         assert_eq!(live.initial(), &options);
     }

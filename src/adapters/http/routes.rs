@@ -265,8 +265,7 @@ impl Front {
     where
         B: HttpBody<Data = Bytes> + Unpin,
     {
-        let max = self.options.initial().max_pending_bytes;
-        let room = Room::new(&self.metrics.pending_bytes, max);
+        let room = Room::new(&self.metrics.pending_bytes, self.options.max_pending_bytes());
         body::read(request, &self.options, self.awaited(), room, waited).await
     }
 
