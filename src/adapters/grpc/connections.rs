@@ -1,6 +1,7 @@
 //! The connections of the server: how many there may be, what a failing listener costs, and who is cut
 //! off because it never begins to speak.
 
+use std::future::{Future, ready};
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -8,11 +9,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::{Stream, stream};
+use futures_util::{Stream, StreamExt, stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{Sleep, sleep};
+use tokio::time::{Sleep, sleep, timeout};
 use tonic::transport::server::Connected;
+
+use super::dial::{Connection, Upgrade};
 
 /// How long a new connection may take to say that it speaks HTTP/2. From then on keep-alive finds out
 /// who is silent.
@@ -20,6 +23,9 @@ const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// What it says then (RFC 9113, 3.4).
 const HELLO_BYTES: usize = 24;
+
+/// How long it may take to upgrade one. The other side gives up after a second.
+const UPGRADE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Between two attempts to accept, when the listener fails: for want of file descriptors it would
 /// fail as often as it is asked, and asking would take a core.
@@ -49,6 +55,29 @@ pub(super) fn accepted(
                 }
             }
         }
+    })
+}
+
+/// The same, each upgraded as it comes. What is not in time, or refused, is let go of: as many as may be
+/// open are upgraded at a time, so nobody waits for those who do not get on with it.
+pub(super) fn upgraded(
+    incoming: impl Stream<Item = io::Result<Accepted>>,
+    upgrade: Upgrade,
+    max: usize,
+) -> impl Stream<Item = io::Result<Box<dyn Connection>>> {
+    let upgrading = incoming.map(move |accepted| {
+        let upgrade = upgrade.clone();
+        async move {
+            let upgraded = timeout(UPGRADE_TIMEOUT, upgrade.of(accepted?)).await;
+            upgraded.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+        }
+    });
+    upgrading.buffer_unordered(max).filter_map(|upgraded| {
+        if let Err(error) = &upgraded {
+            // Not louder: anybody can have it said as often as he likes.
+            tracing::debug!(%error, "whoever connected is no node of this cluster");
+        }
+        ready(upgraded.ok().map(Ok))
     })
 }
 

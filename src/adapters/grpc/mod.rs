@@ -6,7 +6,8 @@
 //!   have one to themselves, so that bulk transfer on the third never delays them; `pulled` reads what
 //!   that brings.
 //! * `server` answers others, over the `connections` that it accepts, `data` their reads and writes, `streams` what brings much.
-//! * `dial` is for connections that are not the system's TCP.
+//! * `dial` is for connections that are not the system's TCP, or become something else; `connections` counts
+//!   those that come in.
 //! * `handshake` is what every call carries and how a refusal travels; `convert` turns messages into
 //!   values and back; `fragments` carries what is larger than a message; `wire` is generated.
 //!
@@ -27,6 +28,6 @@ mod server;
 mod streams;
 mod wire;
 
-pub use dial::{Connection, Dial};
+pub use dial::{Connection, Dial, Upgrade};
 pub use peers::{GrpcOptions, GrpcPeers};
 pub use server::{ServerOptions, serve, serve_connections};

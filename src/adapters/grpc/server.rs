@@ -18,13 +18,13 @@ use tonic::{Request, Response, Status, Streaming};
 use crate::domain::NodeId;
 use crate::ports::{ApplyError, EntryChunk, EntryStream, Origin, ReplicaApi};
 
-use super::connections::accepted;
+use super::connections::{accepted, upgraded};
 use super::convert::{
     announcement_from_wire, announcement_to_wire, buckets_from_wire, certification_from_wire,
     chunk_from_wire, chunk_to_wire, keys_from_wire, level_from_wire, summaries_to_wire,
 };
 use super::data::Answers;
-use super::dial::Connection;
+use super::dial::{Connection, Upgrade};
 use super::fragments::{Fragmented, MAX_MESSAGE_BYTES, Reassembly};
 use super::handshake::{Handshake, refused};
 use super::streams::send_chunks;
@@ -63,18 +63,31 @@ pub struct ServerOptions {
     me: NodeId,
     max_connections: usize,
     max_streams: u32,
+    upgrade: Option<Upgrade>,
 }
 
 impl ServerOptions {
     /// A node of this cluster and id, with the limits that are the default.
     pub fn new(cluster: &str, me: NodeId) -> Self {
-        Self { cluster: cluster.to_owned(), me, max_connections: 1_024, max_streams: 256 }
+        Self {
+            cluster: cluster.to_owned(),
+            me,
+            max_connections: 1_024,
+            max_streams: 256,
+            upgrade: None,
+        }
     }
 
     /// With at most so many open connections, and calls at a time on each.
     #[must_use]
     pub fn limited(self, max_connections: usize, max_streams: u32) -> Self {
         Self { max_connections, max_streams, ..self }
+    }
+
+    /// With connections that become this before they are spoken over, if it is there.
+    #[must_use]
+    pub fn upgraded_by(self, upgrade: Option<Upgrade>) -> Self {
+        Self { upgrade, ..self }
     }
 }
 
@@ -90,8 +103,15 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let incoming = accepted(listener, options.max_connections);
-    serve_connections(incoming, replica, options, stop).await
+    let max = options.max_connections;
+    let incoming = accepted(listener, max);
+    match options.upgrade.clone() {
+        Some(upgrade) => {
+            let incoming = Box::pin(upgraded(incoming, upgrade, max));
+            serve_connections(incoming, replica, options, stop).await
+        }
+        None => serve_connections(incoming, replica, options, stop).await,
+    }
 }
 
 /// Like [`serve`], for connections that come from elsewhere, where their number is bounded.

@@ -10,4 +10,4 @@ mod webhook;
 pub use audit::{AuditHook, NAMES, known};
 pub use key_filter::KeyFilter;
 pub use policy::{PolicyHook, PolicyRule};
-pub use webhook::{OutboxError, Secret, Trust, TrustError, WebhookHook, WebhookOptions};
+pub use webhook::{OutboxError, Secret, WebhookHook, WebhookOptions};

@@ -53,11 +53,10 @@ impl Remote {
         &self.addr
     }
 
-    /// The host, as a certificate names it.
-    fn host(&self) -> io::Result<ServerName<'static>> {
+    /// The host alone; an IPv6 address is without its brackets.
+    pub fn host(&self) -> &str {
         let host = self.addr.rsplit_once(':').map_or(&*self.addr, |(host, _)| host);
-        let host = host.trim_start_matches('[').trim_end_matches(']');
-        ServerName::try_from(host.to_owned()).map_err(io::Error::other)
+        host.trim_start_matches('[').trim_end_matches(']')
     }
 }
 
@@ -80,8 +79,10 @@ impl HttpClient {
         stream.set_nodelay(true)?;
         let stream = match &remote.tls {
             Some(tls) => {
+                let name = ServerName::try_from(remote.host().to_owned());
+                let name = name.map_err(io::Error::other)?;
                 let connector = TlsConnector::from(Arc::clone(tls));
-                Either::Right(Box::new(connector.connect(remote.host()?, stream).await?))
+                Either::Right(Box::new(connector.connect(name, stream).await?))
             }
             None => Either::Left(stream),
         };

@@ -41,7 +41,7 @@ impl Guard {
     /// What whoever sends this may do, if it is as much as the path needs.
     pub(super) fn admit(&self, path: &str, headers: &HeaderMap) -> Result<Admitted, Refusal> {
         let Some(gatekeeper) = &self.gatekeeper else {
-            return not_from_elsewhere(headers).map(|()| Admitted(None));
+            return self.open_to(path, headers).map(|()| Admitted(None));
         };
         let Some(needed) = self.needed(path) else { return Ok(Admitted(None)) };
         let token = token(headers)?;
@@ -54,6 +54,19 @@ impl Guard {
             return Err(Refusal::new(Code::Forbidden, message));
         }
         Ok(Admitted(Some(access)))
+    }
+
+    /// Without tokens a node on the loopback would do what any page asks that is looked at on its machine.
+    /// So what a page of another site has a browser send is refused, by what the browser says (Fetch
+    /// Metadata; nobody else says that), unless it is what everybody is told.
+    fn open_to(&self, path: &str, headers: &HeaderMap) -> Result<(), Refusal> {
+        match headers.get("sec-fetch-site") {
+            Some(site) if site == "cross-site" && self.needed(path).is_some() => {
+                let message = "a page of another site sends this; without tokens that is not taken";
+                Err(Refusal::new(Code::Forbidden, message))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The role that a path needs, if any. What is at no path is refused anyhow.
@@ -91,18 +104,6 @@ impl Admitted {
     }
 }
 
-/// Refuses what a page of another site has a browser send (Fetch Metadata): without tokens a node on the
-/// loopback would do what any page asks that is looked at on its machine. Nobody but browsers says so.
-fn not_from_elsewhere(headers: &HeaderMap) -> Result<(), Refusal> {
-    match headers.get("sec-fetch-site") {
-        Some(site) if site == "cross-site" => {
-            let message = "a page of another site sends this; without tokens that is not taken";
-            Err(Refusal::new(Code::Forbidden, message))
-        }
-        _ => Ok(()),
-    }
-}
-
 /// The token in a request (RFC 6750, 2.1).
 fn token(headers: &HeaderMap) -> Result<&[u8], Refusal> {
     let unauthorized = |message| Refusal::new(Code::Unauthorized, message);
@@ -125,6 +126,7 @@ fn token(headers: &HeaderMap) -> Result<&[u8], Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::adapters::http::openapi::{self, OPENAPI_PATH};
     use crate::ports::MockGatekeeper;
 
     fn guard(metrics_need_token: bool) -> Guard {
@@ -175,6 +177,15 @@ mod tests {
         assert!(guard(false).admit("/metrics", &HeaderMap::new()).is_ok());
     }
 
+    /// A new one must say which role it needs, or be named here.
+    #[test]
+    fn every_path_of_the_api_needs_a_role_but_those_that_everybody_may_ask() {
+        let open = ["/healthz", "/readyz", OPENAPI_PATH];
+        for path in openapi::paths().as_object().unwrap().keys() {
+            assert_eq!(guard(true).needed(path).is_none(), open.contains(&path.as_str()), "{path}");
+        }
+    }
+
     #[test]
     fn a_token_is_taken_from_one_header_of_its_scheme_and_from_nothing_else() {
         let long = format!("Bearer {}", "a".repeat(MAX_TOKEN_BYTES + 1));
@@ -207,9 +218,10 @@ mod tests {
         for (site, taken) in
             [("cross-site", false), ("same-site", true), ("same-origin", true), ("none", true)]
         {
-            for path in ["/add", "/healthz", "/admin/compact"] {
+            for path in ["/add", "/cluster", "/admin/compact"] {
                 assert_eq!(Guard::open().admit(path, &from(site)).is_ok(), taken, "{site}");
             }
+            assert!(Guard::open().admit("/healthz", &from(site)).is_ok());
             assert!(guard(true).admit("/add", &from(site)).is_ok());
         }
     }

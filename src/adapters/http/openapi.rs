@@ -72,7 +72,7 @@ fn described() -> Value {
     })
 }
 
-fn paths() -> Value {
+pub(super) fn paths() -> Value {
     use Code::{
         BadRequest, Conflict, DiskFull, DurabilityLag, Forbidden, LogFailed, MemoryFull, NotFound,
         NotReady, Overloaded, RequestTimeout, ShuttingDown, TooLarge, Unauthorized,

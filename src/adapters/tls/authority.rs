@@ -212,7 +212,10 @@ mod tests {
             assert!(other.contains("no other node would believe"), "{other}");
             HttpTls::open(&node.cert, &node.key).unwrap();
         }
-        trusting(&dir.join(CA_CERT)).unwrap();
+        trusting(Some(&dir.join(CA_CERT))).unwrap();
+        fs::write(dir.join("empty.pem"), "").unwrap();
+        let none = trusting(Some(&dir.join("empty.pem"))).unwrap_err().to_string();
+        assert!(none.contains("empty.pem") && none.contains("no certificate"), "{none}");
     }
 
     #[test]

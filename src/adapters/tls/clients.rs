@@ -53,16 +53,19 @@ fn server_config(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError>
     Ok(Arc::new(config))
 }
 
-/// For a client that trusts the authorities in this file, and no others.
+/// For a client of HTTP/1.1 that trusts the authorities in this file alone, or those of the system.
 ///
 /// # Errors
-/// [`TlsError`].
-pub fn trusting(authorities: &Path) -> Result<Arc<ClientConfig>, TlsError> {
+/// [`TlsError`], also when there are none.
+pub fn trusting(authorities: Option<&Path>) -> Result<Arc<ClientConfig>, TlsError> {
+    let roots = match authorities {
+        Some(path) => pem::authorities(path)?,
+        None => pem::system_authorities()?,
+    };
     let builder = ClientConfig::builder_with_provider(pem::provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError::Refused(error.to_string()))?;
-    let mut config =
-        builder.with_root_certificates(pem::authorities(authorities)?).with_no_client_auth();
+    let mut config = builder.with_root_certificates(roots).with_no_client_auth();
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

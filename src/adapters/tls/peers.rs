@@ -9,12 +9,10 @@ use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use futures_util::{Stream, StreamExt, stream};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::{sleep, timeout};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
 use tokio_rustls::rustls::client::danger::ServerCertVerifier;
 use tokio_rustls::rustls::client::{WebPkiServerVerifier, verify_server_name};
 use tokio_rustls::rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -31,15 +29,6 @@ use super::pem;
 
 /// What stands behind the name of a cluster in the DNS name that stands for it.
 const CLUSTER_DOMAIN: &str = "cluster.lally.internal";
-
-/// How long a handshake may take.
-const HANDSHAKE_WITHIN: Duration = Duration::from_secs(2);
-
-/// Handshakes at a time. One is over within its time, so some who say nothing keep nobody out.
-const MAX_HANDSHAKES: usize = 1_024;
-
-/// How long nobody is accepted when that has just failed, for want of file descriptors, say.
-const ACCEPT_AGAIN_AFTER: Duration = Duration::from_millis(50);
 
 /// Where the certificates are.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,46 +96,15 @@ impl PeerTls {
         connector.connect(self.cluster.clone(), stream).await
     }
 
-    /// The connections of other nodes of the cluster. Whoever else connects is let go of, and counts for
-    /// nothing; the stream has no end.
+    /// Speaks TLS over a connection that came in, if it is from another node of the cluster.
     ///
     /// # Errors
-    /// When the listener cannot be used.
-    pub fn accepted(
-        self: Arc<Self>,
-        listener: std::net::TcpListener,
-    ) -> io::Result<impl Stream<Item = io::Result<server::TlsStream<TcpStream>>>> {
-        let listener = TcpListener::from_std(listener)?;
-        let connecting = stream::unfold(listener, |listener| async move {
-            loop {
-                match listener.accept().await {
-                    Ok((stream, _)) => return Some((stream, listener)),
-                    Err(error) => {
-                        tracing::debug!(%error, "a peer's connection cannot be accepted");
-                        sleep(ACCEPT_AGAIN_AFTER).await;
-                    }
-                }
-            }
-        });
-        let handshakes = connecting.map(move |stream| {
-            let acceptor = TlsAcceptor::from(Arc::clone(&self.sides.load().server));
-            async move {
-                let from = stream.peer_addr();
-                let shaken = async {
-                    stream.set_nodelay(true)?;
-                    acceptor.accept(stream).await
-                };
-                let late = || Err(io::Error::from(io::ErrorKind::TimedOut));
-                let shaken = timeout(HANDSHAKE_WITHIN, shaken).await.unwrap_or_else(|_| late());
-                if let Err(error) = &shaken {
-                    // Not louder: anybody can have it said as often as he likes.
-                    tracing::debug!(?from, %error, "whoever connected is no node of this cluster");
-                }
-                shaken.ok().map(Ok)
-            }
-        });
-        let shaken = handshakes.buffer_unordered(MAX_HANDSHAKES);
-        Ok(Box::pin(shaken.filter_map(std::future::ready)))
+    /// What went wrong, or why the other side is not believed.
+    pub async fn accept<S>(&self, stream: S) -> io::Result<server::TlsStream<S>>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
+        TlsAcceptor::from(Arc::clone(&self.sides.load().server)).accept(stream).await
     }
 }
 

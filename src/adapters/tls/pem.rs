@@ -63,3 +63,15 @@ pub(super) fn authorities(path: &Path) -> Result<RootCertStore, TlsError> {
     }
     Ok(roots)
 }
+
+/// The authorities that the system trusts.
+pub(super) fn system_authorities() -> Result<RootCertStore, TlsError> {
+    let mut roots = RootCertStore::empty();
+    // Some systems have certificates that nobody can read; the others count.
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        let none = "the system has no certificates of authorities; name a file of them";
+        return Err(TlsError::Refused(none.into()));
+    }
+    Ok(roots)
+}

@@ -2,12 +2,14 @@
 
 use std::sync::Arc;
 
+use tokio_rustls::rustls::ClientConfig;
+
 use crate::adapters::clock::SystemClock;
 use crate::adapters::config::{Config, PolicyRuleConfig, WebhookConfig};
 use crate::adapters::hooks::{
-    self, KeyFilter, OutboxError, PolicyHook, PolicyRule, Secret, Trust, WebhookHook,
-    WebhookOptions,
+    self, KeyFilter, OutboxError, PolicyHook, PolicyRule, Secret, WebhookHook, WebhookOptions,
 };
+use crate::adapters::tls;
 use crate::ports::Hook;
 
 use super::errors::RunError;
@@ -16,7 +18,7 @@ use super::storage::Storage;
 /// What is known of the hooks before the data directory is opened.
 pub(super) struct HookPlan {
     ready: Vec<Arc<dyn Hook>>,
-    webhooks: Vec<(WebhookConfig, Secret, Option<Trust>)>,
+    webhooks: Vec<(WebhookConfig, Secret, Option<Arc<ClientConfig>>)>,
 }
 
 impl HookPlan {
@@ -37,7 +39,7 @@ impl HookPlan {
             };
             let secret = Secret::read(&webhook.secret_file).map_err(|e| wrong("secret_file", e))?;
             let needs_trust = webhook.url.scheme_str() == Some("https");
-            let trust = needs_trust.then(|| Trust::load(webhook.ca_file.as_deref())).transpose();
+            let trust = needs_trust.then(|| tls::trusting(webhook.ca_file.as_deref())).transpose();
             let trust = trust.map_err(|error| wrong("ca_file", error.to_string()))?;
             webhooks.push((webhook.clone(), secret, trust));
         }

@@ -11,13 +11,13 @@ use super::errors::RunError;
 
 /// Those nodes, spoken to like this.
 pub(super) fn remotes(addrs: &[String], login: &Login) -> Result<Vec<Remote>, RunError> {
-    let trusted = login.ca.as_deref().map(tls::trusting).transpose();
+    let trusted = login.ca.as_deref().map(|ca| tls::trusting(Some(ca))).transpose();
     let trusted = trusted.map_err(|error| RunError::Usage(format!("--ca: {error}")))?;
     let token = token(login)?;
     let remote = |addr: &String| {
         let remote = Remote::new(addr).in_tls(trusted.clone());
         let Some(token) = &token else { return Ok(remote) };
-        if login.ca.is_none() && !login.insecure && !is_here(addr) {
+        if login.ca.is_none() && !login.insecure && !is_here(remote.host()) {
             return Err(RunError::Usage(format!(
                 "the token would go to {addr} in the clear; say with --ca of which authority the node's \
                  certificate is, or with LALLY_INSECURE=true that the network is trusted"
@@ -36,10 +36,9 @@ pub(super) fn remote(addr: &str, login: &Login) -> Result<Remote, RunError> {
     remotes.into_iter().next().ok_or_else(|| RunError::Usage("no node is named".into()))
 }
 
-/// Whether `HOST:PORT` is on this machine. A name but `localhost` may be anywhere.
-fn is_here(addr: &str) -> bool {
-    let host = addr.rsplit_once(':').map_or(addr, |(host, _)| host);
-    let ip = host.trim_start_matches('[').trim_end_matches(']').parse::<IpAddr>();
+/// Whether a host is this machine. A name but `localhost` may be any.
+fn is_here(host: &str) -> bool {
+    let ip = host.parse::<IpAddr>();
     host == "localhost" || ip.is_ok_and(|ip| ip.to_canonical().is_loopback())
 }
 

@@ -28,7 +28,7 @@ use super::hooks::HookPlan;
 use super::log_level::{LogSwitch, SetLogLevel};
 use super::reload::{Reloadable, Reloader};
 use super::reloadables::{self, http_options, request_limits};
-use super::security::{Locks, dial};
+use super::security::{Locks, dial, upgrade};
 use super::storage::Storage;
 
 /// How long requests under way may take once the node is asked to stop.
@@ -219,16 +219,10 @@ impl Running {
 
         let limits = &config.limits;
         let options = ServerOptions::new(&config.cluster_name, id)
-            .limited(limits.max_peer_connections, limits.max_peer_streams);
-        let (peers, stop) = (node.replica_api(), grpc_stop.clone());
-        if let Some(locks) = locks.peers.clone() {
-            let incoming = locks.accepted(addresses.grpc).map_err(cannot_listen)?;
-            let serving = grpc::serve_connections(incoming, peers, options, stop);
-            servers.spawn(report("gRPC", serving, failed));
-        } else {
-            let serving = grpc::serve(addresses.grpc, peers, options, stop);
-            servers.spawn(report("gRPC", serving, failed));
-        }
+            .limited(limits.max_peer_connections, limits.max_peer_streams)
+            .upgraded_by(locks.peers.as_ref().map(upgrade));
+        let serving = grpc::serve(addresses.grpc, node.replica_api(), options, grpc_stop.clone());
+        servers.spawn(report("gRPC", serving, failed));
         let (bound, advertised) = (addresses.grpc_bound, &addresses.grpc_addr);
         tracing::info!(addr = %bound, %advertised, "gRPC listening");
 
@@ -283,10 +277,6 @@ impl Running {
         tracing::info!("stopped");
         Ok(())
     }
-}
-
-fn cannot_listen(error: io::Error) -> RunError {
-    RunError::Server { server: "gRPC", error }
 }
 
 /// Everything that a reload reaches, or a call that changes the log level.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::adapters::config::Config;
-use crate::adapters::grpc::Dial;
+use crate::adapters::grpc::{Dial, Upgrade};
 use crate::adapters::http::{Entrance, Guard};
 use crate::adapters::tls::{HttpTls, PeerTls, PeerTlsFiles};
 use crate::adapters::tokens::TokenFile;
@@ -101,6 +101,15 @@ pub(super) fn dial(peers: &Arc<PeerTls>) -> Dial {
     Dial::with(move |addr| {
         let peers = Arc::clone(&peers);
         async move { peers.connect(&addr).await }
+    })
+}
+
+/// TLS over the connections of other nodes.
+pub(super) fn upgrade(peers: &Arc<PeerTls>) -> Upgrade {
+    let peers = Arc::clone(peers);
+    Upgrade::with(move |connection| {
+        let peers = Arc::clone(&peers);
+        async move { peers.accept(connection).await }
     })
 }
 

@@ -1,6 +1,7 @@
 //! A connection to a receiver: HTTP/1.1 over TCP, or over TLS.
 
 use std::io;
+use std::sync::Arc;
 
 use axum::http::{Request, Response, Uri};
 use bytes::Bytes;
@@ -11,9 +12,9 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::rustls::ClientConfig;
 use tokio_rustls::rustls::pki_types::ServerName;
-
-use super::tls::Trust;
 
 /// Where a receiver is, and how its certificate is checked.
 #[derive(Debug, Clone)]
@@ -25,12 +26,12 @@ pub(super) struct Target {
     pub(super) authority: String,
     /// What follows it.
     pub(super) path: String,
-    trust: Option<Trust>,
+    trust: Option<Arc<ClientConfig>>,
 }
 
 impl Target {
     /// The place that a URL names; `trust` if that is `https`.
-    pub(super) fn new(url: &Uri, trust: Option<Trust>) -> Self {
+    pub(super) fn new(url: &Uri, trust: Option<Arc<ClientConfig>>) -> Self {
         let host = url.host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
         let default = if trust.is_some() { 443 } else { 80 };
         Self {
@@ -58,7 +59,8 @@ impl Connection {
         stream.set_nodelay(true)?;
         match &target.trust {
             None => Self::over(stream).await,
-            Some(Trust(connector)) => {
+            Some(trust) => {
+                let connector = TlsConnector::from(Arc::clone(trust));
                 let name = ServerName::try_from(target.host.clone()).map_err(io::Error::other)?;
                 Self::over(connector.connect(name, stream).await?).await
             }

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use axum::http::Uri;
+use tokio_rustls::rustls::ClientConfig;
 
 use crate::domain::Timestamp;
 use crate::ports::{Clock, DeliveryStats, Effect, Hook, OpKind, Operation, Origin};
@@ -20,7 +21,6 @@ use super::event::Source;
 use super::outbox::{Outbox, OutboxError};
 use super::sender::{Delivery, Sender, Shared, count};
 use super::signature::Secret;
-use super::tls::Trust;
 
 /// A webhook.
 #[derive(Debug, Clone)]
@@ -34,7 +34,7 @@ pub struct WebhookOptions {
     /// Signs them.
     pub secret: Secret,
     /// For `https`, which it is then.
-    pub trust: Option<Trust>,
+    pub trust: Option<Arc<ClientConfig>>,
     /// Changes of which keys.
     pub keys: KeyFilter,
     /// Changes of which kinds.

@@ -15,9 +15,7 @@ mod record;
 mod retry;
 mod sender;
 mod signature;
-mod tls;
 
 pub use hook::{WebhookHook, WebhookOptions};
 pub use outbox::OutboxError;
 pub use signature::Secret;
-pub use tls::{Trust, TrustError};
