@@ -158,6 +158,7 @@ impl ClientApi for Coordinator {
             horizon_age: self.replica.horizon_age(),
             hook_drops,
             hook_panics,
+            peer_connections: self.live.peer_connections(),
             reloads: self.live.counts(),
             deliveries: self.hooks.deliveries(),
         }

@@ -1,4 +1,5 @@
-//! `Live`: what of a node can be changed while it runs, and how often that was tried.
+//! `Live`: what of a node can be changed while it runs, how often that was tried, and what is found out
+//! outside of the node.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,16 +7,18 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use arc_swap::ArcSwap;
 
 use crate::domain::MAX_VALUE_BYTES;
-use crate::ports::{LogLevel, NoLogLevel, ReloadStats};
+use crate::ports::{ConnectionStats, LogLevel, NoLogLevel, ReloadStats};
 
 use super::settings::RequestLimits;
 
 type SetLogLevel = Box<dyn Fn(LogLevel) + Send + Sync>;
+type MeterConnections = Box<dyn Fn() -> ConnectionStats + Send + Sync>;
 
 /// What of a node can be changed while it runs.
 pub struct Live {
     limits: ArcSwap<RequestLimits>,
     log_level: OnceLock<SetLogLevel>,
+    peer_connections: OnceLock<MeterConnections>,
     applied: AtomicU64,
     refused: AtomicU64,
 }
@@ -24,7 +27,8 @@ impl Live {
     pub(crate) fn new(limits: RequestLimits) -> Self {
         let limits = ArcSwap::from_pointee(bounded(limits));
         let (applied, refused) = (AtomicU64::new(0), AtomicU64::new(0));
-        Self { limits, log_level: OnceLock::new(), applied, refused }
+        let (log_level, peer_connections) = (OnceLock::new(), OnceLock::new());
+        Self { limits, log_level, peer_connections, applied, refused }
     }
 
     /// How the log level is set when an operator asks for it. Only the first call has an effect: a node
@@ -35,6 +39,18 @@ impl Live {
 
     pub(crate) fn set_log_level(&self, level: LogLevel) -> Result<(), NoLogLevel> {
         self.log_level.get().map(|set| set(level)).ok_or(NoLogLevel)
+    }
+
+    /// How connections of peers are counted, by whoever accepts them. Only the first call has an effect.
+    pub fn meter_peer_connections_by(
+        &self,
+        meter: impl Fn() -> ConnectionStats + Send + Sync + 'static,
+    ) {
+        self.peer_connections.get_or_init(|| Box::new(meter));
+    }
+
+    pub(crate) fn peer_connections(&self) -> ConnectionStats {
+        self.peer_connections.get().map(|meter| meter()).unwrap_or_default()
     }
 
     /// From now on these limits hold. Requests that were admitted before go on under those that held

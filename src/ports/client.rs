@@ -10,7 +10,8 @@ use crate::domain::{
 };
 
 use super::{
-    BackupStream, Compacted, DeliveryStats, LogError, LogLevel, LogStats, PeerStats, StoreStats,
+    BackupStream, Compacted, ConnectionStats, DeliveryStats, LogError, LogLevel, LogStats,
+    PeerStats, StoreStats,
 };
 
 /// What clients ask of this node. The HTTP adapter calls it, and so may an embedding program.
@@ -331,6 +332,8 @@ pub struct NodeStats {
     pub hook_drops: u64,
     /// Hook calls that panicked.
     pub hook_panics: u64,
+    /// Connections that peers open, if whoever accepts them tells.
+    pub peer_connections: ConnectionStats,
     /// New configurations.
     pub reloads: ReloadStats,
     /// What hooks have passed on.

@@ -37,7 +37,7 @@ pub use log::{
     SnapshotEntries, SnapshotSource, SyncTimes,
 };
 pub use log_level::{InvalidLogLevel, LogLevel};
-pub use peer_stats::{PeerStats, ReplyTimes};
+pub use peer_stats::{ConnectionStats, PeerStats, ReplyTimes};
 pub use quarantine::{Quarantine, QuarantineError};
 pub use replica::{
     ApplyError, Certification, EntryChunk, EntryStream, MAX_FETCHED, NotCertified, NotWhole,

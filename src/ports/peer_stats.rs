@@ -1,4 +1,5 @@
-//! `PeerStats`: how the calls to a peer went, counted by whoever carries them out.
+//! `PeerStats`: how the calls to a peer went, counted by whoever carries them out; and
+//! `ConnectionStats`: the connections that peers open, counted by whoever accepts them.
 
 use std::time::Duration;
 
@@ -22,6 +23,17 @@ impl PeerStats {
             *count += 1;
         }
     }
+}
+
+/// Connections of peers, or of whoever reaches their port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ConnectionStats {
+    /// Open right now, those of which it is not known yet who they are among them.
+    pub open: u64,
+    /// Closed at once, there being too many.
+    pub refused: u64,
+    /// Closed before it was known who they are, in favour of one that came later.
+    pub cut_short: u64,
 }
 
 /// How long replies took.

@@ -1,6 +1,7 @@
 //! The connections of the server: how many there may be, what a failing listener costs, and who is cut
 //! off because it never begins to speak.
 
+use std::collections::BTreeMap;
 use std::future::{Future, ready};
 use std::io;
 use std::pin::Pin;
@@ -9,11 +10,15 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures_util::{Stream, StreamExt, stream};
+use futures_util::future::{AbortHandle, Abortable, Aborted, BoxFuture};
+use futures_util::stream::FuturesUnordered;
+use futures_util::{FutureExt, Stream, StreamExt, stream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::{Sleep, sleep, timeout};
 use tonic::transport::server::Connected;
+
+use crate::ports::ConnectionStats;
 
 use super::dial::{Connection, Upgrade};
 
@@ -31,23 +36,103 @@ const UPGRADE_TIMEOUT: Duration = Duration::from_secs(2);
 /// fail as often as it is asked, and asking would take a core.
 const AFTER_A_FAILURE: Duration = Duration::from_millis(50);
 
+/// Connections, counted.
+#[derive(Debug, Default)]
+pub(super) struct Counts {
+    open: AtomicUsize,
+    refused: AtomicU64,
+    cut_short: AtomicU64,
+    failures: AtomicU64,
+}
+
+impl Counts {
+    pub(super) fn stats(&self) -> ConnectionStats {
+        ConnectionStats {
+            open: self.open.load(Ordering::Relaxed) as u64,
+            refused: self.refused.load(Ordering::Relaxed),
+            cut_short: self.cut_short.load(Ordering::Relaxed),
+        }
+    }
+
+    fn refuse(&self, max: usize) {
+        let refused = self.refused.fetch_add(1, Ordering::Relaxed) + 1;
+        if refused.is_power_of_two() {
+            tracing::warn!(refused, max, "too many connections of peers (max_peer_connections)");
+        }
+    }
+
+    fn cut_short(&self, max: usize) {
+        let cut_short = self.cut_short.fetch_add(1, Ordering::Relaxed) + 1;
+        if cut_short.is_power_of_two() {
+            tracing::warn!(
+                cut_short,
+                max,
+                "strangers crowd the port of the peers: the oldest handshakes give way (max_peer_connections)"
+            );
+        }
+    }
+}
+
 /// The connections that come, at most so many at a time: one more is closed at once. It goes on
 /// whatever the listener says.
 pub(super) fn accepted(
     listener: TcpListener,
     max: usize,
+    counts: Arc<Counts>,
 ) -> impl Stream<Item = io::Result<Accepted>> {
-    let limit = Limit { max, counts: Arc::default() };
-    stream::unfold((listener, limit), |(listener, limit)| async move {
+    incoming(listener, Arc::clone(&counts)).filter_map(move |stream| {
+        let (accepted, before) = Accepted::count(stream, &counts);
+        let admitted = before < max;
+        if !admitted {
+            counts.refuse(max);
+        }
+        ready(admitted.then_some(Ok(accepted)))
+    })
+}
+
+/// The same, each upgraded as it comes. What is not in time, or refused, is let go of. If there are as
+/// many as may be, the one that has been at its upgrade for the longest gives way to the one that comes:
+/// who belongs here is done within milliseconds, and so gets in however many strangers stand in the door.
+/// Those that are upgraded stay.
+pub(super) fn upgraded(
+    listener: TcpListener,
+    max: usize,
+    counts: Arc<Counts>,
+    upgrade: Upgrade,
+) -> impl Stream<Item = io::Result<Box<dyn Connection>>> {
+    let incoming = Box::pin(incoming(listener, Arc::clone(&counts)));
+    let upgrades = Upgrades {
+        max,
+        counts,
+        upgrade,
+        under_way: FuturesUnordered::new(),
+        handles: BTreeMap::new(),
+        begun: 0,
+    };
+    stream::unfold((incoming, upgrades), |(mut incoming, mut upgrades)| async move {
         loop {
-            match listener.accept().await {
-                Ok((stream, _)) => {
-                    if let Some(accepted) = limit.admit(stream) {
-                        return Some((Ok(accepted), (listener, limit)));
+            tokio::select! {
+                biased; // Who gives way is gone before the next one comes.
+                Some(ended) = upgrades.under_way.next() => {
+                    if let Some(upgraded) = upgrades.end(ended) {
+                        return Some((Ok(upgraded), (incoming, upgrades)));
                     }
                 }
+                Some(stream) = incoming.next() => upgrades.begin(stream),
+                else => return None,
+            }
+        }
+    })
+}
+
+/// Everything that connects; this does not end.
+fn incoming(listener: TcpListener, counts: Arc<Counts>) -> impl Stream<Item = TcpStream> {
+    stream::unfold((listener, counts), |(listener, counts)| async move {
+        loop {
+            match listener.accept().await {
+                Ok((stream, _)) => return Some((stream, (listener, counts))),
                 Err(error) => {
-                    let failures = limit.counts.failures.fetch_add(1, Ordering::Relaxed) + 1;
+                    let failures = counts.failures.fetch_add(1, Ordering::Relaxed) + 1;
                     if failures.is_power_of_two() {
                         tracing::warn!(%error, failures, "peers' connections cannot be accepted");
                     }
@@ -58,63 +143,51 @@ pub(super) fn accepted(
     })
 }
 
-/// The same, each upgraded as it comes. What is not in time, or refused, is let go of: as many as may be
-/// open are upgraded at a time, so nobody waits for those who do not get on with it.
-pub(super) fn upgraded(
-    incoming: impl Stream<Item = io::Result<Accepted>>,
-    upgrade: Upgrade,
-    max: usize,
-) -> impl Stream<Item = io::Result<Box<dyn Connection>>> {
-    let upgrading = incoming.map(move |accepted| {
-        let upgrade = upgrade.clone();
-        async move {
-            let upgraded = timeout(UPGRADE_TIMEOUT, upgrade.of(accepted?)).await;
-            upgraded.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
-        }
-    });
-    upgrading.buffer_unordered(max).filter_map(|upgraded| {
-        if let Err(error) = &upgraded {
-            // Not louder: anybody can have it said as often as he likes.
-            tracing::debug!(%error, "whoever connected is no node of this cluster");
-        }
-        ready(upgraded.ok().map(Ok))
-    })
-}
+type Upgraded = io::Result<Box<dyn Connection>>;
 
-#[derive(Debug)]
-struct Limit {
+/// How an upgrade ended, and which; without an outcome, it gave way.
+type Ended = (u64, Result<Upgraded, Aborted>);
+
+/// The upgrades under way.
+struct Upgrades {
     max: usize,
     counts: Arc<Counts>,
+    upgrade: Upgrade,
+    under_way: FuturesUnordered<BoxFuture<'static, Ended>>,
+    /// By number, and so by age.
+    handles: BTreeMap<u64, AbortHandle>,
+    begun: u64,
 }
 
-#[derive(Debug, Default)]
-struct Counts {
-    open: AtomicUsize,
-    refused: AtomicU64,
-    failures: AtomicU64,
-}
-
-impl Limit {
-    fn admit(&self, stream: TcpStream) -> Option<Accepted> {
-        let open = self.counts.open.fetch_add(1, Ordering::Relaxed);
-        // From here on the connection is counted, and dropping it counts it out again.
-        let hello = Hello { missing: HELLO_BYTES, timer: Box::pin(sleep(HELLO_TIMEOUT)) };
-        let accepted = Accepted { stream, hello: Some(hello), counts: Arc::clone(&self.counts) };
-        if open >= self.max {
-            let refused = self.counts.refused.fetch_add(1, Ordering::Relaxed) + 1;
-            if refused.is_power_of_two() {
-                let max = self.max;
-                tracing::warn!(
-                    refused,
-                    max,
-                    "too many connections of peers (max_peer_connections)"
-                );
-            }
-            return None;
+impl Upgrades {
+    fn begin(&mut self, stream: TcpStream) {
+        let (accepted, before) = Accepted::count(stream, &self.counts);
+        if before >= self.max {
+            let Some((_, oldest)) = self.handles.pop_first() else {
+                return self.counts.refuse(self.max);
+            };
+            oldest.abort();
+            self.counts.cut_short(self.max);
         }
-        // One that is gone already is found out when it is read.
-        accepted.stream.set_nodelay(true).ok();
-        Some(accepted)
+        let number = self.begun;
+        self.begun += 1;
+        let (handle, registration) = AbortHandle::new_pair();
+        self.handles.insert(number, handle);
+        let upgrading = timeout(UPGRADE_TIMEOUT, self.upgrade.of(accepted))
+            .map(|upgraded| upgraded.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into())));
+        let upgrading = Abortable::new(upgrading, registration);
+        self.under_way.push(upgrading.map(move |ended| (number, ended)).boxed());
+    }
+
+    /// What came of one, if that is a connection.
+    fn end(&mut self, (number, ended): Ended) -> Option<Box<dyn Connection>> {
+        self.handles.remove(&number);
+        let upgraded = ended.ok()?;
+        // Not louder: anybody can have it said as often as he likes.
+        let report = |error: &io::Error| {
+            tracing::debug!(%error, "whoever connected is no node of this cluster");
+        };
+        upgraded.inspect_err(report).ok()
     }
 }
 
@@ -131,6 +204,17 @@ pub(super) struct Accepted {
 struct Hello {
     missing: usize,
     timer: Pin<Box<Sleep>>,
+}
+
+impl Accepted {
+    /// Counts a connection, until it is dropped; and how many there were before.
+    fn count(stream: TcpStream, counts: &Arc<Counts>) -> (Self, usize) {
+        let before = counts.open.fetch_add(1, Ordering::Relaxed);
+        // One that is gone already is found out when it is read.
+        stream.set_nodelay(true).ok();
+        let hello = Hello { missing: HELLO_BYTES, timer: Box::pin(sleep(HELLO_TIMEOUT)) };
+        (Self { stream, hello: Some(hello), counts: Arc::clone(counts) }, before)
+    }
 }
 
 impl Drop for Accepted {
@@ -212,7 +296,7 @@ mod tests {
     #[tokio::test]
     async fn as_many_connections_are_held_as_are_allowed_and_one_more_is_closed_at_once() {
         let (listener, addr) = listener().await;
-        let mut incoming = pin!(accepted(listener, 2));
+        let mut incoming = pin!(accepted(listener, 2, Arc::default()));
         let _clients = [TcpStream::connect(addr).await, TcpStream::connect(addr).await];
         let one = incoming.next().await.unwrap().unwrap();
         let _two = incoming.next().await.unwrap().unwrap();
@@ -234,7 +318,7 @@ mod tests {
     async fn who_never_says_what_it_speaks_is_cut_off_and_who_has_said_it_is_not() {
         for (sent, is_cut) in [(0, true), (HELLO_BYTES - 1, true), (HELLO_BYTES, false)] {
             let (listener, addr) = listener().await;
-            let mut incoming = pin!(accepted(listener, 1));
+            let mut incoming = pin!(accepted(listener, 1, Arc::default()));
             let mut client = TcpStream::connect(addr).await.unwrap();
             let mut server = incoming.next().await.unwrap().unwrap();
             client.write_all(&vec![b'x'; sent]).await.unwrap();
@@ -251,5 +335,67 @@ mod tests {
                 assert!(outcome.is_err(), "it waits on");
             }
         }
+    }
+
+    /// Says a byte before it is anything; who says `y` belongs here.
+    fn greeting() -> Upgrade {
+        Upgrade::with(|mut connection| async move {
+            let mut said = [0];
+            connection.read_exact(&mut said).await?;
+            if said == *b"y" { Ok(connection) } else { Err(io::ErrorKind::InvalidData.into()) }
+        })
+    }
+
+    #[tokio::test]
+    async fn the_oldest_that_stands_in_the_door_gives_way_and_who_is_in_stays() {
+        let (listener, addr) = listener().await;
+        let counts = Arc::<Counts>::default();
+        let mut incoming = pin!(upgraded(listener, 3, Arc::clone(&counts), greeting()));
+        let mut member = TcpStream::connect(addr).await.unwrap();
+        member.write_all(b"y").await.unwrap();
+        let mut inside = incoming.next().await.unwrap().unwrap();
+        let mut crowd = Vec::new();
+        for _ in 0..10 {
+            crowd.push(TcpStream::connect(addr).await.unwrap());
+            // They are taken in as long as somebody asks for the next one.
+            let waiting = timeout(Duration::from_millis(1), incoming.next());
+            assert!(waiting.await.is_err(), "a stranger is let in");
+        }
+        let mut second = TcpStream::connect(addr).await.unwrap();
+        second.write_all(b"y").await.unwrap();
+        let second_inside = timeout(Duration::from_secs(20), incoming.next()).await.unwrap();
+        assert!(second_inside.unwrap().is_ok());
+        // Two places for eleven, of which each gave way to the one behind the next.
+        let stats = counts.stats();
+        assert_eq!((stats.cut_short, stats.refused), (9, 0), "{stats:?}");
+        for gone in crowd.iter_mut().take(9) {
+            let ended = timeout(Duration::from_secs(20), gone.read(&mut [0; 1])).await.unwrap();
+            assert!(matches!(ended, Ok(0) | Err(_)));
+        }
+        member.write_all(b"?").await.unwrap();
+        inside.read_exact(&mut [0]).await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn where_all_are_in_one_more_is_refused_before_its_upgrade() {
+        let (listener, addr) = listener().await;
+        let counts = Arc::<Counts>::default();
+        let mut incoming = pin!(upgraded(listener, 1, Arc::clone(&counts), greeting()));
+        let mut member = TcpStream::connect(addr).await.unwrap();
+        member.write_all(b"y").await.unwrap();
+        let inside = incoming.next().await.unwrap().unwrap();
+        let mut late = TcpStream::connect(addr).await.unwrap();
+        late.write_all(b"y").await.unwrap();
+        let mut byte = [0; 1];
+        let ended = timeout(Duration::from_secs(20), async {
+            tokio::select! {
+                _ = incoming.next() => panic!("it is let in"),
+                ended = late.read(&mut byte) => ended,
+            }
+        });
+        assert!(matches!(ended.await.unwrap(), Ok(0) | Err(_)));
+        assert_eq!(counts.stats(), ConnectionStats { open: 1, refused: 1, cut_short: 0 });
+        drop(inside);
+        assert_eq!(counts.stats().open, 0);
     }
 }

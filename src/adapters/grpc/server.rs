@@ -16,9 +16,9 @@ use tonic::transport::server::Connected;
 use tonic::{Request, Response, Status, Streaming};
 
 use crate::domain::NodeId;
-use crate::ports::{ApplyError, EntryChunk, EntryStream, Origin, ReplicaApi};
+use crate::ports::{ApplyError, ConnectionStats, EntryChunk, EntryStream, Origin, ReplicaApi};
 
-use super::connections::{accepted, upgraded};
+use super::connections::{Counts, accepted, upgraded};
 use super::convert::{
     announcement_from_wire, announcement_to_wire, buckets_from_wire, certification_from_wire,
     chunk_from_wire, chunk_to_wire, keys_from_wire, level_from_wire, summaries_to_wire,
@@ -64,6 +64,7 @@ pub struct ServerOptions {
     max_connections: usize,
     max_streams: u32,
     upgrade: Option<Upgrade>,
+    counts: Arc<Counts>,
 }
 
 impl ServerOptions {
@@ -75,6 +76,7 @@ impl ServerOptions {
             max_connections: 1_024,
             max_streams: 256,
             upgrade: None,
+            counts: Arc::default(),
         }
     }
 
@@ -88,6 +90,13 @@ impl ServerOptions {
     #[must_use]
     pub fn upgraded_by(self, upgrade: Option<Upgrade>) -> Self {
         Self { upgrade, ..self }
+    }
+
+    /// Tells how many connections there are and were, of a server with these options that accepts them
+    /// itself.
+    pub fn meter(&self) -> impl Fn() -> ConnectionStats + Send + Sync + use<> {
+        let counts = Arc::clone(&self.counts);
+        move || counts.stats()
     }
 }
 
@@ -103,14 +112,13 @@ pub async fn serve(
     stop: CancellationToken,
 ) -> io::Result<()> {
     let listener = tokio::net::TcpListener::from_std(listener)?;
-    let max = options.max_connections;
-    let incoming = accepted(listener, max);
-    match options.upgrade.clone() {
-        Some(upgrade) => {
-            let incoming = Box::pin(upgraded(incoming, upgrade, max));
-            serve_connections(incoming, replica, options, stop).await
-        }
-        None => serve_connections(incoming, replica, options, stop).await,
+    let (max, counts) = (options.max_connections, Arc::clone(&options.counts));
+    if let Some(upgrade) = options.upgrade.clone() {
+        let incoming = Box::pin(upgraded(listener, max, counts, upgrade));
+        serve_connections(incoming, replica, options, stop).await
+    } else {
+        let incoming = accepted(listener, max, counts);
+        serve_connections(incoming, replica, options, stop).await
     }
 }
 

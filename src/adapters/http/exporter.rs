@@ -275,6 +275,7 @@ impl Scrape {
             ("http_requests_in_flight", "Requests worked on right now", in_flight),
             ("http_connections", "Open connections", connections),
             ("http_bodies_awaited", "Requests whose bodies are on their way", awaited),
+            ("peer_connections", "Open connections of peers", stats.peer_connections.open),
             (
                 "uptime_seconds",
                 "Time since this node began to serve",
@@ -339,6 +340,7 @@ impl Scrape {
         } = stats.comparison;
         let refused = self.metrics.connections_refused.load(Ordering::Relaxed);
         let failures = self.metrics.accept_failures.load(Ordering::Relaxed);
+        let peers = stats.peer_connections;
         for (name, help, value) in [
             ("log_appended_records", "Records appended to the log", stats.log.appended),
             ("read_repairs", "Entries sent to replicas found behind", stats.read_repairs),
@@ -359,6 +361,8 @@ impl Scrape {
             ("hook_panics", "Hook calls that panicked", stats.hook_panics),
             ("http_connections_refused", "Connections above the limit", refused),
             ("http_accept_failures", "Connections that could not be accepted", failures),
+            ("peer_connections_refused", "Connections of peers above the limit", peers.refused),
+            ("peer_handshakes_dropped", "Strangers that gave way to others", peers.cut_short),
         ] {
             encoder
                 .encode_descriptor(name, help, None, MetricType::Counter)?

@@ -221,6 +221,7 @@ impl Running {
         let options = ServerOptions::new(&config.cluster_name, id)
             .limited(limits.max_peer_connections, limits.max_peer_streams)
             .upgraded_by(locks.peers.as_ref().map(upgrade));
+        node.live().meter_peer_connections_by(options.meter());
         let serving = grpc::serve(addresses.grpc, node.replica_api(), options, grpc_stop.clone());
         servers.spawn(report("gRPC", serving, failed));
         let (bound, advertised) = (addresses.grpc_bound, &addresses.grpc_addr);
