@@ -106,6 +106,13 @@ impl Refusal {
         Self { code, message: message.into() }
     }
 
+    /// There is nothing at a path.
+    pub(super) fn nowhere() -> Self {
+        let message = "there is nothing at this path; the calls are POST /get, POST /add, \
+                       DELETE /remove and GET /nodes";
+        Self::new(Code::NotFound, message)
+    }
+
     pub(super) fn bad_request(message: impl Into<Cow<'static, str>>) -> Self {
         Self::new(Code::BadRequest, message)
     }

@@ -2,7 +2,8 @@
 //!
 //! Whether a node lives and is ready is told to everybody: supervisors have no tokens. Everything else
 //! needs one, if there are any, and is refused before its body is read; which keys are in reach can be
-//! judged only once it is.
+//! judged only once it is. Where there are tokens, a path that is not known here is nowhere, whatever the
+//! router knows: a route that is forgotten here is closed, and not open to all.
 
 use std::fmt;
 use std::sync::Arc;
@@ -13,6 +14,7 @@ use crate::domain::{Access, Key, Role};
 use crate::ports::Gatekeeper;
 
 use super::errors::{Code, Refusal};
+use super::openapi::OPENAPI_PATH;
 
 /// Nobody has a longer one, and who sends one has us hash it.
 const MAX_TOKEN_BYTES: usize = 512;
@@ -43,11 +45,15 @@ impl Guard {
         let Some(gatekeeper) = &self.gatekeeper else {
             return self.open_to(path, headers).map(|()| Admitted(None));
         };
-        let Some(needed) = self.needed(path) else { return Ok(Admitted(None)) };
+        let needed = match self.needed(path) {
+            Needed::Nothing => return Ok(Admitted(None)),
+            needed => needed,
+        };
         let token = token(headers)?;
         let access = gatekeeper.access(token).ok_or_else(|| {
             Refusal::new(Code::Unauthorized, "this node does not know the token, or not any more")
         })?;
+        let Needed::Role(needed) = needed else { return Err(Refusal::nowhere()) };
         if !access.has(needed) {
             let role = needed.as_str();
             let message = format!("this needs a token of the role {role}, or of one that may more");
@@ -61,7 +67,7 @@ impl Guard {
     /// Metadata; nobody else says that), unless it is what everybody is told.
     fn open_to(&self, path: &str, headers: &HeaderMap) -> Result<(), Refusal> {
         match headers.get("sec-fetch-site") {
-            Some(site) if site == "cross-site" && self.needed(path).is_some() => {
+            Some(site) if site == "cross-site" && self.needed(path) != Needed::Nothing => {
                 let message = "a page of another site sends this; without tokens that is not taken";
                 Err(Refusal::new(Code::Forbidden, message))
             }
@@ -69,16 +75,30 @@ impl Guard {
         }
     }
 
-    /// The role that a path needs, if any. What is at no path is refused anyhow.
-    fn needed(&self, path: &str) -> Option<Role> {
+    fn needed(&self, path: &str) -> Needed {
         match path {
-            "/get" | "/nodes" | "/cluster" | "/cluster/safe-to-stop" => Some(Role::Read),
-            "/metrics" => self.metrics_need_token.then_some(Role::Read),
-            "/add" | "/remove" => Some(Role::Write),
-            "/cluster/forget" => Some(Role::Admin),
-            _ => path.starts_with("/admin/").then_some(Role::Admin),
+            "/healthz" | "/readyz" | OPENAPI_PATH => Needed::Nothing,
+            "/metrics" if !self.metrics_need_token => Needed::Nothing,
+            "/get" | "/nodes" | "/cluster" | "/cluster/safe-to-stop" | "/metrics" => {
+                Needed::Role(Role::Read)
+            }
+            "/add" | "/remove" => Needed::Role(Role::Write),
+            "/cluster/forget" => Needed::Role(Role::Admin),
+            _ if path.starts_with("/admin/") => Needed::Role(Role::Admin),
+            _ => Needed::Unknown,
         }
     }
+}
+
+/// What a path needs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Needed {
+    /// Everybody is told.
+    Nothing,
+    /// A token of this role, or of one that may more.
+    Role(Role),
+    /// There is no such path. Who has a token is told so.
+    Unknown,
 }
 
 impl fmt::Debug for Guard {
@@ -126,7 +146,7 @@ fn token(headers: &HeaderMap) -> Result<&[u8], Refusal> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapters::http::openapi::{self, OPENAPI_PATH};
+    use crate::adapters::http::openapi;
     use crate::ports::MockGatekeeper;
 
     fn guard(metrics_need_token: bool) -> Guard {
@@ -148,7 +168,7 @@ mod tests {
         let paths = [
             ("/healthz", None),
             ("/readyz", None),
-            ("/nothing", None),
+            (OPENAPI_PATH, None),
             ("/get", Some(Role::Read)),
             ("/nodes", Some(Role::Read)),
             ("/cluster", Some(Role::Read)),
@@ -182,7 +202,25 @@ mod tests {
     fn every_path_of_the_api_needs_a_role_but_those_that_everybody_may_ask() {
         let open = ["/healthz", "/readyz", OPENAPI_PATH];
         for path in openapi::paths().as_object().unwrap().keys() {
-            assert_eq!(guard(true).needed(path).is_none(), open.contains(&path.as_str()), "{path}");
+            let needed = guard(true).needed(path);
+            assert_ne!(needed, Needed::Unknown, "{path}");
+            assert_eq!(needed == Needed::Nothing, open.contains(&path.as_str()), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_that_is_not_known_is_nowhere_and_only_who_has_a_token_is_told() {
+        for path in ["/nothing", "/", "", "*", "/admin", "/get/", "//get", "/%67et", "/GET", "/new"]
+        {
+            let code = |token: &str| guard(true).admit(path, &with(&[token])).unwrap_err().code;
+            assert_eq!(code("Bearer unknown"), Code::Unauthorized, "{path}");
+            for role in Role::ALL {
+                assert_eq!(code(&format!("Bearer {}", role.as_str())), Code::NotFound, "{path}");
+            }
+            let none = guard(true).admit(path, &HeaderMap::new()).unwrap_err();
+            assert_eq!(none.code, Code::Unauthorized, "{path}");
+            // Without tokens the router says so.
+            assert!(Guard::open().admit(path, &HeaderMap::new()).is_ok());
         }
     }
 

@@ -366,9 +366,7 @@ async fn description() -> Response<Whole> {
 }
 
 async fn not_found(State(front): State<Arc<Front>>) -> Response<Whole> {
-    let message = "there is nothing at this path; the calls are POST /get, POST /add, \
-                   DELETE /remove and GET /nodes";
-    front.answer(Call::Other, async { Err(Refusal::new(Code::NotFound, message)) }).await
+    front.answer(Call::Other, async { Err(Refusal::nowhere()) }).await
 }
 
 /// The router adds the `Allow` header.

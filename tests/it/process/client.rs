@@ -225,7 +225,8 @@ fn open_within(addr: SocketAddr, patience: Duration) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-fn request(
+/// A request, as it goes over the wire.
+pub fn request(
     host: SocketAddr,
     method: &str,
     path: &str,
@@ -244,31 +245,43 @@ fn request(
     [head.as_bytes(), body].concat()
 }
 
+fn bad(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
+}
+
+fn line(from: &mut impl BufRead) -> io::Result<String> {
+    let mut line = String::new();
+    if from.read_line(&mut line)? == 0 {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(line.trim_end().to_owned())
+}
+
+/// Status and headers of an answer.
+type Head = (u16, Vec<(String, String)>);
+
+/// Reads the head of an answer.
+pub fn read_head(from: &mut impl BufRead) -> io::Result<Head> {
+    let first = line(from)?;
+    let status: u16 = first
+        .strip_prefix("HTTP/1.1 ")
+        .and_then(|rest| rest.get(..3)?.parse().ok())
+        .ok_or_else(|| bad(&format!("not a status line: {first:?}")))?;
+    let mut headers = Vec::new();
+    loop {
+        let header = line(from)?;
+        if header.is_empty() {
+            return Ok((status, headers));
+        }
+        let (name, value) = header.split_once(':').ok_or_else(|| bad("not a header"))?;
+        headers.push((name.trim().to_owned(), value.trim().to_owned()));
+    }
+}
+
 /// Reads one answer, passing over interim ones.
 pub fn read_reply(from: &mut impl BufRead, without_body: bool) -> io::Result<Reply> {
-    let bad = |what: &str| io::Error::new(io::ErrorKind::InvalidData, what.to_owned());
-    let line = |from: &mut dyn BufRead| -> io::Result<String> {
-        let mut line = String::new();
-        if from.read_line(&mut line)? == 0 {
-            return Err(io::ErrorKind::UnexpectedEof.into());
-        }
-        Ok(line.trim_end().to_owned())
-    };
     loop {
-        let first = line(from)?;
-        let status: u16 = first
-            .strip_prefix("HTTP/1.1 ")
-            .and_then(|rest| rest.get(..3)?.parse().ok())
-            .ok_or_else(|| bad(&format!("not a status line: {first:?}")))?;
-        let mut headers = Vec::new();
-        loop {
-            let header = line(from)?;
-            if header.is_empty() {
-                break;
-            }
-            let (name, value) = header.split_once(':').ok_or_else(|| bad("not a header"))?;
-            headers.push((name.trim().to_owned(), value.trim().to_owned()));
-        }
+        let (status, headers) = read_head(from)?;
         if (100..200).contains(&status) {
             continue;
         }

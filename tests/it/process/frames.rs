@@ -143,7 +143,7 @@ impl Heard {
     }
 
     /// Waits for some bytes, and takes them.
-    pub fn take(&mut self, stream: &mut TcpStream) -> io::Result<()> {
+    pub fn take(&mut self, stream: &mut impl Read) -> io::Result<()> {
         let mut bytes = [0; 16_384];
         let count = stream.read(&mut bytes)?;
         if count == 0 {

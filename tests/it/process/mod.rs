@@ -24,6 +24,7 @@ mod ask;
 mod backup;
 mod bench;
 pub(super) mod client;
+mod closed;
 mod cluster;
 mod compaction;
 mod config;

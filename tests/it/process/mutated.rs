@@ -77,7 +77,7 @@ fn fixed(number: u8, value: u64) -> Vec<u8> {
 }
 
 /// Messages that a node understands, with the call that they belong to.
-fn messages() -> Vec<(&'static str, Vec<u8>)> {
+pub fn messages() -> Vec<(&'static str, Vec<u8>)> {
     let entry = [
         bytes(1, b"mutated"),
         fixed(2, 1_700_000_000_000_000_000),

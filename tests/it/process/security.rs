@@ -20,17 +20,17 @@ struct Closed {
     admin: String,
 }
 
-fn made(finished: &Finished) -> String {
+pub fn made(finished: &Finished) -> String {
     assert_eq!(finished.code, Some(0), "{finished:?}");
     finished.stdout.trim().to_owned()
 }
 
-fn token(setup: &Setup, name: &str, role: &str, more: &[&str]) -> String {
+pub fn token(setup: &Setup, name: &str, role: &str, more: &[&str]) -> String {
     let args = ["token", "new", name, "--role", role, "--file", "tokens.yml"];
     made(&setup.run_command(args.iter().chain(more)))
 }
 
-fn certificate(setup: &Setup, name: &str, more: &[&str]) {
+pub fn certificate(setup: &Setup, name: &str, more: &[&str]) {
     made(&setup.run_command(["tls", "node", name].iter().chain(more)));
 }
 
@@ -44,9 +44,9 @@ fn closed() -> Closed {
     Closed { setup, reader, writer, admin }
 }
 
-const HTTP_TLS: [&str; 4] =
+pub const HTTP_TLS: [&str; 4] =
     ["--http-tls-cert", "lally-tls/n1.pem", "--http-tls-key", "lally-tls/n1.key"];
-const PEER_TLS: [&str; 6] = [
+pub const PEER_TLS: [&str; 6] = [
     "--peer-tls-ca",
     "lally-tls/ca.pem",
     "--peer-tls-cert",
@@ -54,7 +54,7 @@ const PEER_TLS: [&str; 6] = [
     "--peer-tls-key",
     "lally-tls/n1.key",
 ];
-const TOKENS: [&str; 2] = ["--tokens", "tokens.yml"];
+pub const TOKENS: [&str; 2] = ["--tokens", "tokens.yml"];
 
 /// Status and body of a request with this token.
 fn ask(node: &Node, method: &str, path: &str, token: Option<&str>, body: &str) -> (u16, Value) {
@@ -91,7 +91,7 @@ fn each_endpoint_is_for_its_role_and_says_what_is_missing() {
         ("POST", "/cluster/forget", r#"{"id":"0000000000000001"}"#, [401, 401, 403, 403, 404]),
         ("POST", "/admin/compact", "", [401, 401, 403, 403, 200]),
         ("GET", "/admin/backup", "", [401, 401, 403, 403, 200]),
-        ("GET", "/nothing", "", [404, 404, 404, 404, 404]),
+        ("GET", "/nothing", "", [401, 401, 404, 404, 404]),
     ];
     let tokens = [None, Some("lally_wrong"), Some(&*reader), Some(&*writer), Some(&*admin)];
     for (method, path, body, expected) in calls {
@@ -170,7 +170,7 @@ fn curl_speaks_to_a_node_in_tls() {
 }
 
 /// A node of a cluster that is closed, in a directory of its own.
-fn member(authority: &Setup, name: &str, cluster: &str, seed: Option<SocketAddr>) -> Setup {
+pub fn member(authority: &Setup, name: &str, cluster: &str, seed: Option<SocketAddr>) -> Setup {
     let dir = authority.dir();
     let path = |file: &str| dir.join("lally-tls").join(file).display().to_string();
     certificate(authority, name, &["--cluster-name", cluster]);
