@@ -92,6 +92,13 @@ impl Settings {
                 changes.need_restart.push(key.name);
             }
         }
+        // Hooks are put together once.
+        if self.policy != new.policy {
+            changes.need_restart.push("policy");
+        }
+        if self.webhooks != new.webhooks {
+            changes.need_restart.push("webhooks");
+        }
         Ok(changes)
     }
 
@@ -169,6 +176,29 @@ mod tests {
         let back = running.changes_to(&settings(&[])).unwrap();
         assert_eq!(back.live.len(), 1);
         assert!(back.need_restart.is_empty());
+    }
+
+    #[test]
+    fn sections_need_a_restart_if_they_say_something_else() {
+        let dir = tempfile::tempdir().unwrap();
+        let read = |text: &str| {
+            let file = dir.path().join("lally.yml");
+            std::fs::write(&file, text).unwrap();
+            settings(&["--config", file.to_str().unwrap()])
+        };
+        let webhook =
+            |rest: &str| format!("webhooks: {{name: s, url: 'http://h/a', secret_file: f{rest}}}");
+        let before = read(&format!("policy: [{{refuse: [add]}}]\n{}", webhook("")));
+        let same = read(&format!("{}\npolicy: {{refuse: add}}", webhook(", timeout: 5s")));
+        assert_eq!(before.changes_to(&same).unwrap(), Changes::default());
+        let other = read(&format!("policy: {{refuse: get}}\n{}", webhook(", timeout: 6s")));
+        let changes = before.changes_to(&other).unwrap();
+        assert_eq!((changes.live, changes.need_restart), (vec![], vec!["policy", "webhooks"]));
+        assert_eq!(before.changes_to(&read(&webhook(""))).unwrap().need_restart, ["policy"]);
+        // Also in what is not shown of them.
+        let moved =
+            read(&format!("policy: {{refuse: add}}\n{}", webhook("").replace("h/a", "h/b")));
+        assert_eq!(before.changes_to(&moved).unwrap().need_restart, ["webhooks"]);
     }
 
     #[test]

@@ -275,9 +275,10 @@ fn config() -> Command {
         .arg_required_else_help(true)
         .subcommand(
             Command::new("check")
-                .about("Says whether the configuration is fine, or every mistake in it; touches nothing")
+                .about("Says whether the configuration and the files that it names are fine, or every mistake; touches nothing")
                 .after_help(
-                    "Examples:\n  lally config check\n  lally config check --config /etc/lally/lally.yml \
+                    "Tokens, certificates, keys and secrets are read as a start reads them: ask as the user that \
+                     runs the node.\n\nExamples:\n  lally config check\n  lally config check --config /etc/lally/lally.yml \
                      && systemctl reload lally\n\nExit codes: 0 it is fine; 2 it is not, and a node would \
                      not start with it.\n\nRead on: docs/configuration.md",
                 )
@@ -287,8 +288,9 @@ fn config() -> Command {
             Command::new("show")
                 .about("Prints every setting with its effective value, as YAML; touches nothing")
                 .after_help(
-                    "What is printed is itself a configuration file. Secrets are in files of their own, \
-                     and only their paths are shown.\n\nExamples:\n  lally config show --sources\n  lally \
+                    "What is printed is itself a configuration file, but for the paths of the URLs of \
+                     webhooks, which are hidden. Secrets are in files of their own, and only their paths \
+                     are shown.\n\nExamples:\n  lally config show --sources\n  lally \
                      config show --json --config /etc/lally/lally.yml\n\nExit codes: 0 printed; 2 a \
                      mistake in the configuration.\n\nRead on: docs/configuration.md",
                 )

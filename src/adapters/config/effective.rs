@@ -1,18 +1,20 @@
 //! `Settings`: what each key is set to, and by what.
 //!
 //! [`Config`] is what a node works with; this is what people are shown, and what two readings of the
-//! configuration are compared by. Values are those that were written down. No key holds a secret: what
-//! is secret is in files, and here are their paths.
+//! configuration are compared by. Values are those that were written down. What is secret is in files, and
+//! here are their paths; the URL of a webhook, whose path may be as good as one, is shown up to its host.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::PathBuf;
 
+use axum::http::Uri;
 use figment::value::Value;
 use serde_json::{Map, Value as Json, json};
 
 use super::keys::{CONFIG, KEYS, KeySpec, Kind};
-use super::{Config, forms};
+use super::section::{SECTIONS, SectionSpec};
+use super::{Config, PolicyRuleConfig, WebhookConfig, forms};
 
 /// What set a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +64,11 @@ impl Setting {
         };
         Self { value, source }
     }
+
+    /// Of a section that is known to be right.
+    pub(super) fn of_section(value: &Value, source: Source) -> Self {
+        Self { value: without_secrets(serde_json::to_value(value).unwrap_or_default()), source }
+    }
 }
 
 /// How settings are shown.
@@ -80,6 +87,10 @@ pub struct Settings {
     pub(super) file: Option<PathBuf>,
     /// In the order of the help.
     pub(super) keys: Vec<(&'static KeySpec, Setting)>,
+    sections: Vec<(&'static SectionSpec, Setting)>,
+    /// What the sections come to, to compare them by.
+    pub(super) policy: Vec<PolicyRuleConfig>,
+    pub(super) webhooks: Vec<WebhookConfig>,
 }
 
 impl Settings {
@@ -90,12 +101,25 @@ impl Settings {
             let derived = || Setting { value: derived(config, key), source: Source::Default };
             (key, found.unwrap_or_else(derived))
         });
-        Self { file: config.config_file.clone(), keys: keys.collect() }
+        let keys = keys.collect();
+        let sections = SECTIONS.iter().map(|section| {
+            let none = || Setting { value: Json::Null, source: Source::Default };
+            (section, found.remove(section.name).unwrap_or_else(none))
+        });
+        let (file, sections) = (config.config_file.clone(), sections.collect());
+        let (policy, webhooks) = (config.policy.clone(), config.webhooks.clone());
+        Self { file, keys, sections, policy, webhooks }
+    }
+
+    /// Keys and sections, by name.
+    fn all(&self) -> impl Iterator<Item = (&'static str, &Setting)> {
+        let sections = self.sections.iter().map(|(section, setting)| (section.name, setting));
+        self.keys.iter().map(|(key, setting)| (key.name, setting)).chain(sections)
     }
 
     /// What is said of a configuration without a mistake.
     pub(super) fn found_fine(&self) -> String {
-        let count = |kind| self.keys.iter().filter(|(_, s)| s.source.kind() == kind).count();
+        let count = |kind| self.all().filter(|(_, s)| s.source.kind() == kind).count();
         let file = match &self.file {
             Some(path) => format!("{} from {}", count("file"), path.display()),
             None => "no file".to_owned(),
@@ -104,20 +128,18 @@ impl Settings {
         format!(
             "fine: {} settings ({file}, {variables} from the environment, {flags} from the command \
              line)\n",
-            self.keys.len()
+            self.all().count()
         )
     }
 
     /// The settings as text: as YAML, which is a configuration file that says the same, or as JSON.
     pub(super) fn shown(&self, form: ShowForm) -> String {
         if form.json {
-            let keys =
-                self.keys.iter().map(|(key, setting)| (key.name.to_owned(), setting.json(form)));
-            let object = Json::Object(keys.collect::<Map<_, _>>());
+            let all = self.all().map(|(name, setting)| (name.to_owned(), setting.json(form)));
+            let object = Json::Object(all.collect::<Map<_, _>>());
             return format!("{object:#}\n");
         }
-        let lines =
-            self.keys.iter().map(|(key, setting)| setting.line(key, form)).collect::<String>();
+        let lines: String = self.all().map(|(name, setting)| setting.line(name, form)).collect();
         let file = self.file.as_ref().map(|path| one_line(&path.display().to_string()));
         let file = file.map_or("none".to_owned(), |path| path);
         format!("# configuration file: {file}\n{lines}")
@@ -134,8 +156,8 @@ impl Setting {
         }
     }
 
-    fn line(&self, key: &KeySpec, form: ShowForm) -> String {
-        let mut line = format!("{}: {}", key.name, yaml(&self.value));
+    fn line(&self, name: &str, form: ShowForm) -> String {
+        let mut line = format!("{name}: {}", yaml(&self.value));
         if form.with_sources {
             let name = self.source.name().map(|name| format!(" {}", one_line(name)));
             // Writing to a String does not fail.
@@ -144,6 +166,23 @@ impl Setting {
         }
         line + "\n"
     }
+}
+
+/// A section without what may be secret in it. What stands for that is refused in a configuration file.
+fn without_secrets(mut value: Json) -> Json {
+    let items = match &mut value {
+        Json::Array(items) => items.as_mut_slice(),
+        one => std::slice::from_mut(one),
+    };
+    for url in items.iter_mut().filter_map(|item| item.get_mut("url")) {
+        let parsed = url.as_str().and_then(|text| text.parse::<Uri>().ok());
+        let place = parsed.as_ref().and_then(|url| Some((url.scheme_str()?, url.authority()?)));
+        *url = match place {
+            Some((scheme, host)) => format!("{scheme}://{host}/<hidden>").into(),
+            None => "<hidden>".into(),
+        };
+    }
+    value
 }
 
 /// What a key is set to that nothing sets.
@@ -228,6 +267,35 @@ mod tests {
     }
 
     #[test]
+    fn sections_are_shown_without_what_is_secret_in_them() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("lally.yml");
+        let policy = "policy: [{refuse: remove, keys: ['frozen:*']}]";
+        let webhooks = "webhooks: [{name: s, url: 'http://h:1/token?more', secret_file: /f}]";
+        std::fs::write(&file, format!("{policy}\n{webhooks}\n")).unwrap();
+        let path = file.display().to_string();
+        let settings = settings(&["--config", &path], &[]);
+        let shown = settings.shown(SOURCES);
+        let policy = r#"policy: [{"keys":["frozen:*"],"refuse":"remove"}]"#;
+        assert!(shown.contains(&format!("\n{policy}  # file {path}\n")), "{shown}");
+        assert!(shown.contains("http://h:1/<hidden>") && shown.contains("/f"), "{shown}");
+        let json = settings.shown(ShowForm { json: true, ..PLAIN });
+        let all = format!("{shown}{json}{}", settings.shown(PLAIN));
+        assert!(!all.contains("token?more"), "{all}");
+        let json: Json = serde_json::from_str(&json).unwrap();
+        assert_eq!(json["webhooks"][0]["name"], "s");
+        assert!(settings.found_fine().contains("2 from"), "{}", settings.found_fine());
+        // What is hidden passes for no URL.
+        std::fs::write(&file, shown).unwrap();
+        let args = ["lally", "--config", &path].map(Into::into).to_vec();
+        let refused = parse(args, Vec::new()).unwrap_err();
+        assert!(refused.text.contains("webhook 1, url"), "{refused}");
+        // Without any, they are there as well.
+        let none = self::settings(&[], &[]).shown(SOURCES);
+        assert!(none.contains("\nwebhooks: null  # default\n"), "{none}");
+    }
+
+    #[test]
     fn as_json_values_keep_their_types() {
         let shown = |form| -> Json {
             serde_json::from_str(&settings(&["--http-port", "1"], &[]).shown(form)).unwrap()
@@ -248,6 +316,7 @@ mod tests {
             let args = ["lally"].iter().chain(args).map(Into::into).collect();
             match parse(args, Vec::new()).unwrap() {
                 Invocation::Do(Command::Print(text), _) => text,
+                Invocation::Do(Command::CheckConfig { fine, .. }, _) => fine,
                 other => panic!("{other:?}"),
             }
         };

@@ -49,6 +49,13 @@ pub enum Command {
     },
     /// `lally tls ...`.
     Tls(TlsCommand),
+    /// `lally config check`: the configuration itself is right.
+    CheckConfig {
+        /// Whose files are to be looked at.
+        config: Box<Config>,
+        /// What is said if they are right, too.
+        fine: String,
+    },
     /// Writes this to standard output: what needs nothing but the command line and the configuration.
     Print(String),
     /// `lally man --dir`.

@@ -5,13 +5,12 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider};
 
+use super::absence::{self, is_absent, present};
 use super::ask::{self, ADDR, ADDR_VARIABLE};
 use super::cli::{Asked, CommandLine};
 use super::effective::{Setting, Settings, Source};
@@ -20,13 +19,10 @@ use super::invocation::{Command, Invocation, LogCommand, TlsCommand};
 use super::keys::{CONFIG, KEYS, KeySpec, Kind};
 use super::section::{SECTIONS, SectionSpec};
 use super::security::{Login, Purpose};
-use super::{Config, cli, forms, manual, secrets};
+use super::{Config, cli, file, forms, manual, secrets};
 
 /// The file that is read if it exists and no other one is named.
 const DEFAULT_FILE: &str = "./lally.yml";
-
-/// Nobody's configuration is longer; a device or a log given by mistake is.
-const MAX_FILE_BYTES: u64 = 1_024 * 1_024;
 
 const RUST_LOG: &str = "RUST_LOG";
 const LOG_LEVEL: &str = "log_level";
@@ -49,7 +45,7 @@ fn parse_beside(
     let CommandLine { flags, asked, login } = cli::read(args)?;
     let flags = &flags;
     // Of a variable that is there twice, the later one counts, as in a shell.
-    let env: Env = env.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+    let env: Env = env.into_iter().filter(|(name, text)| absence::counts(name, text)).collect();
     // A flag of this command is more than a variable for all.
     let named = env.get(ADDR_VARIABLE).filter(|_| flags.is_empty());
     let merged = || merge(default_file, flags, &env, Purpose::Run);
@@ -61,7 +57,11 @@ fn parse_beside(
             let (config, settings) = merged()?;
             return Ok(Invocation::Run { config: Box::new(config), settings });
         }
-        Asked::ConfigCheck => return Ok(print(merged()?.1.found_fine())),
+        Asked::ConfigCheck => {
+            let (config, settings) = merged()?;
+            let (config, fine) = (Box::new(config), settings.found_fine());
+            return Ok(Invocation::Do(Command::CheckConfig { config, fine }, Login::default()));
+        }
         Asked::ConfigShow(form) => return Ok(print(merged()?.1.shown(form))),
         Asked::Completions(shell) => return Ok(print(manual::completions(shell))),
         Asked::Man(dir) => return Ok(Invocation::Do(manual::pages(dir), login)),
@@ -105,7 +105,7 @@ fn print(text: String) -> Invocation {
 
 type Texts = Vec<(&'static KeySpec, String)>;
 
-/// Without empty variables: they count as absent, since some orchestrators cannot leave one out.
+/// Without empty variables that count as left out.
 type Env = BTreeMap<String, String>;
 
 /// What the layers say together; or every mistake in any of them.
@@ -129,6 +129,7 @@ fn merge(
     let path = file.map(|chosen| chosen.path);
     let (mut figment, mut config, mut found) = (Figment::new(), None, BTreeMap::new());
     for mut layer in layers {
+        layer.refuse_blanks(&mut mistakes);
         let (merged, read) = cover(&figment, &mut layer, path.as_ref(), &mut mistakes)?;
         (figment, config) = (merged, Some(read));
         found.extend(layer.settings());
@@ -198,6 +199,14 @@ impl Place {
         }
     }
 
+    /// The source of what can stand in a file only.
+    fn of_file(&self) -> Source {
+        match self {
+            Self::File(path) => Source::File(path.clone()),
+            _ => Source::Default,
+        }
+    }
+
     fn source(&self, key: &KeySpec) -> Source {
         match self {
             Self::Default => Source::Default,
@@ -225,11 +234,12 @@ impl Layer {
     /// What the file says that can be understood.
     fn file(chosen: &ChosenFile, mistakes: &mut Vec<Mistake>) -> Self {
         let shown = chosen.path.display().to_string();
-        let mapping = chosen.mapping().unwrap_or_else(|wrong| {
+        let (mapping, blank) = file::mapping(&chosen.path).unwrap_or_else(|wrong| {
             mistakes.push(Mistake::new(format!("{}: {shown} {wrong}", chosen.named_by)));
-            serde_yaml::Mapping::new()
+            (serde_yaml::Mapping::new(), Vec::new())
         });
-        let mut values = Dict::new();
+        let mut values: Dict =
+            blank.into_iter().map(|key| (key.to_owned(), String::new().into())).collect();
         for (name, value) in mapping {
             match pair(&name, &value) {
                 Ok((key, Some(value))) => drop(values.insert(key.to_owned(), value)),
@@ -243,11 +253,28 @@ impl Layer {
         Self { place: Place::File(shown), values }
     }
 
+    /// Takes out what must not be left blank, and is.
+    fn refuse_blanks(&mut self, mistakes: &mut Vec<Mistake>) {
+        for key in absence::CLOSING {
+            let is_blank =
+                |value: &Value| value.as_str().is_some_and(|text| text.trim().is_empty());
+            if self.values.get(key).is_some_and(is_blank) {
+                self.values.remove(key);
+                let text = format!("{}: {}", self.place.of(key), absence::blank(key));
+                mistakes.push(Mistake::new(text).about(&[key]));
+            }
+        }
+    }
+
     /// What this layer sets.
     fn settings(&self) -> impl Iterator<Item = (&'static str, Setting)> {
-        let keys =
-            self.values.iter().filter_map(|(name, value)| Some((KeySpec::find(name)?, value)));
-        keys.map(|(key, value)| (key.name, Setting::new(key, value, self.place.source(key))))
+        self.values.iter().filter_map(|(name, value)| {
+            if let Some(section) = SectionSpec::find(name) {
+                return Some((section.name, Setting::of_section(value, self.place.of_file())));
+            }
+            let key = KeySpec::find(name)?;
+            Some((key.name, Setting::new(key, value, self.place.source(key))))
+        })
     }
 }
 
@@ -266,19 +293,6 @@ struct ChosenFile {
     path: PathBuf,
     /// What made it the file to read.
     named_by: String,
-}
-
-impl ChosenFile {
-    /// What stands in it, or what is wrong with it, as the rest of a sentence.
-    fn mapping(&self) -> Result<serde_yaml::Mapping, String> {
-        let yaml: serde_yaml::Value = serde_yaml::from_str(&read_text(&self.path)?)
-            .map_err(|error| format!("is not valid YAML: {error}"))?;
-        match yaml {
-            serde_yaml::Value::Null => Ok(serde_yaml::Mapping::new()),
-            serde_yaml::Value::Mapping(mapping) => Ok(mapping),
-            _ => Err("is not a mapping; expected lines of KEY: VALUE".to_owned()),
-        }
-    }
 }
 
 /// A line of the file: a key, and its value unless that is "none". What is wrong is said as the end of
@@ -302,22 +316,6 @@ fn chosen_file(default_file: &Path, flags: &Texts, variables: &Texts) -> Option<
         let named_by = "configuration file".to_owned();
         default_file.exists().then(|| ChosenFile { path: default_file.to_owned(), named_by })
     })
-}
-
-/// The text of the file, or what is wrong with it, as the rest of a sentence.
-fn read_text(path: &Path) -> Result<String, String> {
-    let fails = |error: std::io::Error| match error.kind() {
-        ErrorKind::NotFound => "does not exist; expected the path of a YAML file".to_owned(),
-        ErrorKind::IsADirectory => "is a directory; expected the path of a YAML file".to_owned(),
-        _ => format!("cannot be read: {error}"),
-    };
-    let mut bytes = Vec::new();
-    let file = File::open(path).map_err(fails)?;
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(fails)?;
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(format!("is longer than {MAX_FILE_BYTES} bytes"));
-    }
-    String::from_utf8(bytes).map_err(|_| "is not UTF-8 text".to_owned())
 }
 
 fn known(name: &serde_yaml::Value) -> Result<&'static str, String> {
@@ -364,25 +362,6 @@ fn rust_log(env: &Env) -> Texts {
         text.split(',').map(str::trim).map(spelt_out).collect::<Vec<_>>().join(",")
     });
     KeySpec::find(LOG_LEVEL).zip(text).into_iter().collect()
-}
-
-fn is_absent(text: &str) -> bool {
-    matches!(text, "None" | "null" | "~")
-}
-
-fn present(value: Value) -> Option<Value> {
-    match value {
-        Value::Empty(..) => None,
-        Value::String(_, text) if is_absent(&text) => None,
-        Value::Array(tag, items) => {
-            Some(Value::Array(tag, items.into_iter().filter_map(present).collect()))
-        }
-        Value::Dict(tag, values) => {
-            let given = values.into_iter().filter_map(|(key, value)| Some((key, present(value)?)));
-            Some(Value::Dict(tag, given.collect()))
-        }
-        value => Some(value),
-    }
 }
 
 fn typed(kind: Kind, text: String) -> Value {
@@ -524,7 +503,8 @@ write_quorum: 1 # Number of nodes required for a successful write operation
     #[test]
     fn absent_in_every_spelling_leaves_the_layer_below() {
         for absent in ["None", "null", "~", "", "\"None\"", "\"~\""] {
-            for key in KEYS.iter().filter(|key| key.name != CONFIG) {
+            let is_refused = |name| absent.is_empty() && absence::CLOSING.contains(&name);
+            for key in KEYS.iter().filter(|key| key.name != CONFIG && !is_refused(key.name)) {
                 let config = file(format!("{}: {absent}\n", key.name)).config();
                 assert_eq!(Config { config_file: None, ..config }, layers().config());
             }
@@ -535,6 +515,30 @@ write_quorum: 1 # Number of nodes required for a successful write operation
         }
         assert_eq!(file("http_port: 1\n").env("LALLY_HTTP_PORT", "").config().http_port, 1);
         assert!(layers().args(&["--config", "None"]).parse().is_ok());
+    }
+
+    #[test]
+    fn what_keeps_strangers_out_is_not_left_blank() {
+        for name in absence::CLOSING {
+            let key = KeySpec::find(name).unwrap();
+            let says = [name, "it is empty", "expected", "None"];
+            for blank in ["", "\"\"", "'  '", "# later"] {
+                let layers = file(format!("{name}: {blank}\n"));
+                assert_says(&layers.refused(), &[&says[..], &["lally.yml"]].concat());
+                // Also where it is overruled.
+                let overruled = layers.args(&[&format!("--{}=None", key.flag)]);
+                assert_says(&overruled.refused(), &says);
+            }
+            for blank in ["", " "] {
+                let variable = key.variable();
+                let from_env = layers().env(&variable, blank).refused();
+                assert_says(&from_env, &[&says[..], &[&variable]].concat());
+                let flag = format!("--{}={blank}", key.flag);
+                assert_says(&layers().args(&[&flag]).refused(), &says);
+            }
+        }
+        let all: String = absence::CLOSING.map(|name| format!("{name}:\n")).concat();
+        assert_eq!(file(all).refused().matches("it is empty").count(), absence::CLOSING.len());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use figment::value::{Dict, Value};
 use super::forms::{self, Wrong};
 
 /// A key of the file that holds a list of mappings.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct SectionSpec {
     pub(super) name: &'static str,
     /// Completes "expected ..." in refusals.

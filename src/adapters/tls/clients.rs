@@ -6,7 +6,7 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use tokio_rustls::rustls::{ClientConfig, ServerConfig};
 
-use super::errors::TlsError;
+use super::errors::{TlsError, TlsErrors, both};
 use super::pem;
 
 /// What a node shows its clients.
@@ -22,8 +22,8 @@ impl HttpTls {
     /// Reads a certificate (with what leads to its authority) and its key.
     ///
     /// # Errors
-    /// [`TlsError`].
-    pub fn open(cert: &Path, key: &Path) -> Result<Self, TlsError> {
+    /// [`TlsErrors`], of each file.
+    pub fn open(cert: &Path, key: &Path) -> Result<Self, TlsErrors> {
         let config = Arc::new(ArcSwap::from(server_config(cert, key)?));
         Ok(Self { cert: cert.to_owned(), key: key.to_owned(), config })
     }
@@ -31,8 +31,8 @@ impl HttpTls {
     /// Reads both anew. What is returned has connections begin with that from then on.
     ///
     /// # Errors
-    /// [`TlsError`].
-    pub fn reread(this: &Arc<Self>) -> Result<impl FnOnce() + Send + use<>, TlsError> {
+    /// [`TlsErrors`], of each file.
+    pub fn reread(this: &Arc<Self>) -> Result<impl FnOnce() + Send + use<>, TlsErrors> {
         let (config, new) = (this.config(), server_config(&this.cert, &this.key)?);
         Ok(move || config.store(new))
     }
@@ -43,12 +43,13 @@ impl HttpTls {
     }
 }
 
-fn server_config(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsError> {
+fn server_config(cert: &Path, key: &Path) -> Result<Arc<ServerConfig>, TlsErrors> {
+    let (chain, private) = both(pem::chain(cert), pem::key(key))?;
     let builder = ServerConfig::builder_with_provider(pem::provider())
         .with_safe_default_protocol_versions()
         .map_err(|error| TlsError::Refused(error.to_string()))?;
-    let built = builder.with_no_client_auth().with_single_cert(pem::chain(cert)?, pem::key(key)?);
-    let mut config = built.map_err(|error| TlsError::wrong(cert, error.to_string()))?;
+    let built = builder.with_no_client_auth().with_single_cert(chain, private);
+    let mut config = built.map_err(|error| pem::no_pair(cert, key, &error))?;
     config.alpn_protocols = vec![b"http/1.1".to_vec()];
     Ok(Arc::new(config))
 }

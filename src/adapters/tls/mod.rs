@@ -16,5 +16,5 @@ mod pem;
 
 pub use authority::{CA_CERT, CA_KEY, Issued, Subject, create_authority, issue};
 pub use clients::{HttpTls, trusting};
-pub use errors::TlsError;
+pub use errors::{TlsError, TlsErrors};
 pub use peers::{PeerTls, PeerTlsFiles};

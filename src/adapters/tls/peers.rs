@@ -24,7 +24,7 @@ use tokio_rustls::rustls::{
 };
 use tokio_rustls::{TlsAcceptor, TlsConnector, client, server};
 
-use super::errors::TlsError;
+use super::errors::{TlsError, TlsErrors, both};
 use super::pem;
 
 /// What stands behind the name of a cluster in the DNS name that stands for it.
@@ -67,8 +67,8 @@ impl PeerTls {
     /// Reads the files, and looks whether other nodes of this cluster would believe the certificate.
     ///
     /// # Errors
-    /// [`TlsError`].
-    pub fn open(files: PeerTlsFiles, cluster: &str) -> Result<Arc<Self>, TlsError> {
+    /// [`TlsErrors`], of each file.
+    pub fn open(files: PeerTlsFiles, cluster: &str) -> Result<Arc<Self>, TlsErrors> {
         let cluster = cluster_domain(cluster)?;
         let sides = ArcSwap::from_pointee(Sides::read(&files, &cluster)?);
         Ok(Arc::new(Self { files, cluster, sides }))
@@ -77,8 +77,8 @@ impl PeerTls {
     /// Reads the files anew. What is returned has connections begin with that from then on.
     ///
     /// # Errors
-    /// [`TlsError`].
-    pub fn reread(this: &Arc<Self>) -> Result<impl FnOnce() + Send + use<>, TlsError> {
+    /// [`TlsErrors`], of each file.
+    pub fn reread(this: &Arc<Self>) -> Result<impl FnOnce() + Send + use<>, TlsErrors> {
         let sides = Arc::new(Sides::read(&this.files, &this.cluster)?);
         let this = Arc::clone(this);
         Ok(move || this.sides.store(sides))
@@ -115,10 +115,11 @@ impl fmt::Debug for PeerTls {
 }
 
 impl Sides {
-    fn read(files: &PeerTlsFiles, cluster: &ServerName<'static>) -> Result<Self, TlsError> {
+    fn read(files: &PeerTlsFiles, cluster: &ServerName<'static>) -> Result<Self, TlsErrors> {
         let provider = pem::provider();
-        let roots = Arc::new(pem::authorities(&files.ca)?);
-        let chain = pem::chain(&files.cert)?;
+        let read = both(pem::authorities(&files.ca), pem::chain(&files.cert));
+        let ((roots, chain), key) = both(read, pem::key(&files.key))?;
+        let roots = Arc::new(roots);
         let no_authority = |error: String| TlsError::wrong(&files.ca, error);
         let servers =
             WebPkiServerVerifier::builder_with_provider(Arc::clone(&roots), Arc::clone(&provider));
@@ -134,18 +135,18 @@ impl Sides {
             TlsError::wrong(&files.cert, wrong)
         })?;
 
-        let wrong = |error: Error| TlsError::wrong(&files.cert, error.to_string());
+        let wrong = |error: Error| pem::no_pair(&files.cert, &files.key, &error);
         let mut server = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&TLS13])
             .map_err(wrong)?
             .with_client_cert_verifier(Arc::new(clients))
-            .with_single_cert(chain.clone(), pem::key(&files.key)?)
+            .with_single_cert(chain.clone(), key.clone_key())
             .map_err(wrong)?;
         let mut client = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&TLS13])
             .map_err(wrong)?
             .with_webpki_verifier(servers)
-            .with_client_auth_cert(chain, pem::key(&files.key)?)
+            .with_client_auth_cert(chain, key)
             .map_err(wrong)?;
         server.alpn_protocols = vec![b"h2".to_vec()];
         client.alpn_protocols = vec![b"h2".to_vec()];

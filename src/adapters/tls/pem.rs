@@ -5,10 +5,10 @@ use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio_rustls::rustls::RootCertStore;
 use tokio_rustls::rustls::crypto::{CryptoProvider, ring};
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use tokio_rustls::rustls::{Error, RootCertStore};
 
 use super::errors::TlsError;
 
@@ -53,6 +53,17 @@ pub(super) fn key(path: &Path) -> Result<PrivateKeyDer<'static>, TlsError> {
             format!("no private key ({error}); expected PEM, -----BEGIN PRIVATE KEY-----"),
         )
     })
+}
+
+/// Why a certificate and a key are none together.
+pub(super) fn no_pair(cert: &Path, key: &Path, error: &Error) -> TlsError {
+    match error {
+        Error::InconsistentKeys(_) => {
+            let wrong = format!("it is not the key of the certificate in {}", cert.display());
+            TlsError::wrong(key, wrong)
+        }
+        error => TlsError::wrong(cert, error.to_string()),
+    }
 }
 
 /// The authorities in a file.

@@ -9,7 +9,9 @@ use crate::adapters::data_dir::DataDirError;
 use crate::ports::{BookError, LogError};
 
 use super::errors::RunError;
-use super::{ask, backup, bench, log_check, log_dump, log_import, log_repair, remote, secrets};
+use super::{
+    ask, backup, bench, config_check, log_check, log_dump, log_import, log_repair, remote, secrets,
+};
 
 /// Carries out a command, showing nodes who asks, and writes what it has to say to `out`, which may be a terminal. A reader who
 /// has seen enough and closes it ends the command quietly.
@@ -62,6 +64,7 @@ async fn carry_out(
             secrets::new_token(&file, &name, role, &prefixes, out)
         }
         Command::Tls(command) => secrets::certify(&command, out),
+        Command::CheckConfig { config, fine } => config_check::check(&config, &fine, out),
         Command::Print(text) => out.write_all(text.as_bytes()).map_err(Stopped::from),
         Command::Man { dir, pages } => write_pages(&dir, &pages),
     }

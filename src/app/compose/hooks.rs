@@ -1,5 +1,6 @@
 //! The hooks that a configuration asks for, put together in their order: those that refuse first.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tokio_rustls::rustls::ClientConfig;
@@ -13,6 +14,7 @@ use crate::adapters::tls;
 use crate::ports::Hook;
 
 use super::errors::RunError;
+use super::reload::{Prepared, Reloadable};
 use super::storage::Storage;
 
 /// What is known of the hooks before the data directory is opened.
@@ -23,27 +25,45 @@ pub(super) struct HookPlan {
 
 impl HookPlan {
     /// Reads what hooks need beside the configuration. Touches nothing.
-    pub(super) fn read(config: &Config) -> Result<Self, RunError> {
+    ///
+    /// # Errors
+    /// What is wrong with each file, and each name.
+    pub(super) fn read(config: &Config) -> Result<Self, Vec<String>> {
         let mut ready: Vec<Arc<dyn Hook>> = Vec::new();
+        let mut mistakes = Vec::new();
         if !config.policy.is_empty() {
             ready.push(Arc::new(PolicyHook::new(config.policy.iter().map(rule).collect())));
         }
         for name in &config.hooks {
-            let unknown = || RunError::Usage(format!("hooks: there is no hook {name:?}"));
-            ready.push(hooks::known(name).ok_or_else(unknown)?);
+            match hooks::known(name) {
+                Some(hook) => ready.push(hook),
+                None => mistakes.push(format!("hooks: there is no hook {name:?}")),
+            }
         }
         let mut webhooks = Vec::with_capacity(config.webhooks.len());
         for webhook in &config.webhooks {
-            let wrong = |key: &str, wrong: String| {
-                RunError::Usage(format!("webhooks: {}, {key}: {wrong}", webhook.name))
-            };
-            let secret = Secret::read(&webhook.secret_file).map_err(|e| wrong("secret_file", e))?;
+            let wrong =
+                |key: &str, wrong: String| format!("webhooks: {}, {key}: {wrong}", webhook.name);
+            let secret = Secret::read(&webhook.secret_file);
             let needs_trust = webhook.url.scheme_str() == Some("https");
             let trust = needs_trust.then(|| tls::trusting(webhook.ca_file.as_deref())).transpose();
-            let trust = trust.map_err(|error| wrong("ca_file", error.to_string()))?;
-            webhooks.push((webhook.clone(), secret, trust));
+            match (secret, trust) {
+                (Ok(secret), Ok(trust)) => webhooks.push((webhook.clone(), secret, trust)),
+                (secret, trust) => {
+                    mistakes.extend(secret.err().map(|error| wrong("secret_file", error)));
+                    mistakes.extend(trust.err().map(|error| wrong("ca_file", error.to_string())));
+                }
+            }
         }
-        Ok(Self { ready, webhooks })
+        if mistakes.is_empty() { Ok(Self { ready, webhooks }) } else { Err(mistakes) }
+    }
+
+    /// The secrets of the webhooks, to be read again.
+    pub(super) fn secrets(&self) -> WebhookSecrets {
+        let secret = |(webhook, secret, _): &(WebhookConfig, Secret, _)| {
+            (webhook.name.clone(), webhook.secret_file.clone(), secret.clone())
+        };
+        WebhookSecrets(self.webhooks.iter().map(secret).collect())
     }
 
     /// Starts those that need the data directory. All hooks, in their order.
@@ -76,6 +96,33 @@ impl HookPlan {
             ));
         }
         Ok(hooks)
+    }
+}
+
+/// The name of each webhook, the file of its secret, and the secret as it is used.
+pub(super) struct WebhookSecrets(Vec<(String, PathBuf, Secret)>);
+
+impl Reloadable for WebhookSecrets {
+    /// The files are those of the start.
+    fn prepare(&self, _: &Config) -> Result<Prepared, Vec<String>> {
+        let (mut read, mut mistakes) = (Vec::with_capacity(self.0.len()), Vec::new());
+        for (webhook, file, secret) in &self.0 {
+            match Secret::read(file) {
+                Ok(new) => read.push((secret.clone(), new)),
+                Err(wrong) => mistakes.push(format!("webhooks: {webhook}, secret_file: {wrong}")),
+            }
+        }
+        if !mistakes.is_empty() {
+            return Err(mistakes);
+        }
+        Ok(Prepared {
+            news: (!read.is_empty()).then(|| "secrets of webhooks read anew".to_owned()),
+            commit: Box::new(move || {
+                for (secret, new) in read {
+                    secret.become_like(&new);
+                }
+            }),
+        })
     }
 }
 

@@ -9,6 +9,7 @@ mod ask;
 mod backup;
 mod bench;
 mod command;
+mod config_check;
 mod descriptors;
 mod errors;
 mod hooks;

@@ -20,8 +20,8 @@ pub(super) trait Reloadable: Send + Sync {
     /// nothing in the configuration is new: the files that it names may be. May block.
     ///
     /// # Errors
-    /// Why it cannot take it. Nothing is changed then, here or elsewhere.
-    fn prepare(&self, config: &Config) -> Result<Prepared, String>;
+    /// Why it cannot take it, every reason. Nothing is changed then, here or elsewhere.
+    fn prepare(&self, config: &Config) -> Result<Prepared, Vec<String>>;
 }
 
 /// A change that waits for the others.
@@ -108,7 +108,7 @@ impl Reloader {
         for part in &self.parts {
             match part.prepare(&config) {
                 Ok(prepared) => ready.push(prepared),
-                Err(reason) => refused.push(reason),
+                Err(reasons) => refused.extend(reasons),
             }
         }
         if !refused.is_empty() {
@@ -156,10 +156,10 @@ mod tests {
     }
 
     impl Reloadable for Part {
-        fn prepare(&self, config: &Config) -> Result<Prepared, String> {
+        fn prepare(&self, config: &Config) -> Result<Prepared, Vec<String>> {
             let (taken, value) = (Arc::clone(&self.taken), config.max_in_flight);
             if value > self.max {
-                return Err(format!("{value} is too much"));
+                return Err(vec![format!("{value} is too much")]);
             }
             Ok(Prepared::of_keys(move || taken.store(value, Ordering::Relaxed)))
         }

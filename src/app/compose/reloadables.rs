@@ -17,7 +17,7 @@ use super::run::DRAIN;
 pub(super) struct Requests(pub(super) Arc<Live>);
 
 impl Reloadable for Requests {
-    fn prepare(&self, config: &Config) -> Result<Prepared, String> {
+    fn prepare(&self, config: &Config) -> Result<Prepared, Vec<String>> {
         let (live, limits) = (Arc::clone(&self.0), request_limits(config));
         Ok(Prepared::of_keys(move || live.limit(limits)))
     }
@@ -27,7 +27,7 @@ impl Reloadable for Requests {
 pub(super) struct Http(pub(super) LiveOptions);
 
 impl Reloadable for Http {
-    fn prepare(&self, config: &Config) -> Result<Prepared, String> {
+    fn prepare(&self, config: &Config) -> Result<Prepared, Vec<String>> {
         let (live, options) = (self.0.clone(), http_options(config));
         Ok(Prepared::of_keys(move || live.change(&options)))
     }

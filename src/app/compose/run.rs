@@ -140,7 +140,8 @@ async fn start(config: Config, reloading: Reloading) -> Result<Running, RunError
         opening.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     tracing::info!(version = %env!("CARGO_PKG_VERSION"), "starting");
     raise_limit(config.max_connections.saturating_add(config.limits.max_peer_connections));
-    let guards = (Locks::open(&config)?, HookPlan::read(&config)?);
+    let guards = super::config_check::read_files(&config)?;
+    guards.0.report(&config);
     let storage = Storage::open(&config).await?;
     tracing::info!(path = %config.data_dir.display(), "data directory");
     Running::start(&config, addresses, guards, storage, reloading).await
@@ -182,6 +183,7 @@ impl Running {
             Some(peers) => options.dialling(dial(peers)),
             None => options,
         });
+        let webhook_secrets = hooks.secrets();
         let settings = settings(config, &addresses, random_seed);
         let me = Node::first_record(&storage.book, storage.start, &settings);
         let detector = swim::Swim::start(
@@ -205,8 +207,13 @@ impl Running {
         let (failed, server_failed) = tokio::sync::mpsc::channel(2);
         // Clients are answered from the start, if only to be told to wait for the replay.
         let options = LiveOptions::from(http_options(config));
-        let reloader =
-            reloader(reloading, &config.log_level, &node, options.clone(), locks.clone());
+        let parts: Vec<Box<dyn Reloadable>> = vec![
+            Box::new(reloadables::Requests(node.live())),
+            Box::new(reloadables::Http(options.clone())),
+            Box::new(locks.clone()),
+            Box::new(webhook_secrets),
+        ];
+        let reloader = reloader(reloading, &config.log_level, &node, parts);
         let (clients, entrance, stop) = (node.client_api(), locks.entrance(), http_stop.clone());
         let serving = http::serve(addresses.http, clients, options, entrance, stop);
         servers.spawn(report("HTTP", serving, failed.clone()));
@@ -285,18 +292,12 @@ fn reloader(
     reloading: Reloading,
     log_level: &str,
     node: &Node,
-    http: LiveOptions,
-    locks: Locks,
+    parts: Vec<Box<dyn Reloadable>>,
 ) -> Arc<Reloader> {
     let Reloading { origin, settings, set_log_level } = reloading;
     let log = Arc::new(LogSwitch::new(set_log_level, log_level));
     let asked = Arc::clone(&log);
     node.live().set_log_level_by(move |level| asked.ask(level));
-    let parts: Vec<Box<dyn Reloadable>> = vec![
-        Box::new(reloadables::Requests(node.live())),
-        Box::new(reloadables::Http(http)),
-        Box::new(locks),
-    ];
     Arc::new(Reloader::new(origin, settings, parts, log, node.live()))
 }
 

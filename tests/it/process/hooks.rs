@@ -149,6 +149,37 @@ fn a_change_is_posted_once_signed_and_as_the_reference_says() {
 }
 
 #[test]
+fn a_secret_is_replaced_by_a_hangup_or_stays_and_what_needs_a_restart_is_said() {
+    let receiver = Receiver::start();
+    let node = hooked(receiver.addr(), "parallel: 1").start_ready();
+    let write = |key: &str| {
+        node.client().add(key, "v").succeeded();
+        let post = |post: &super::receiver::Post| post.body.contains(key);
+        eventually("the change is posted", PATIENCE, || {
+            receiver.posts().into_iter().find(post).ok_or(node.log())
+        })
+    };
+    assert!(write("first").is_signed_with(SECRET));
+    let file = node.setup().dir().join("secret");
+    fs::write(&file, "short").unwrap();
+    node.signal("HUP");
+    node.wait_for_log(&["not reloaded", "webhooks: w, secret_file", "16 to 4096 bytes"]);
+    assert!(write("second").is_signed_with(SECRET));
+    let new = "another secret of the tests";
+    fs::write(&file, new).unwrap();
+    node.signal("HUP");
+    node.wait_for_log(&["configuration reloaded", "secrets of webhooks read anew"]);
+    assert!(write("third").is_signed_with(new));
+    let setup = node.setup().clone();
+    let before = fs::read_to_string(setup.dir().join("lally.yml")).unwrap();
+    let changed = before.replace("parallel: 1", "parallel: 2");
+    setup.yaml(&format!("{changed}policy: [{{refuse: get}}]\n"));
+    node.signal("HUP");
+    node.wait_for_log(&["need a restart", "policy, webhooks"]);
+    node.client().get("first").succeeded();
+}
+
+#[test]
 fn of_a_cluster_only_the_node_that_a_client_called_posts() {
     let receiver = Receiver::start();
     let first = hooked(receiver.addr(), "").start_ready();

@@ -10,6 +10,7 @@ use serde_json::Value;
 
 use super::node::{Finished, Node, Setup, free_port};
 use super::readme::curl_is_there;
+use super::ring;
 use super::wait::{PATIENCE, eventually, is};
 
 /// A node's directory with an authority and a token of each role in it.
@@ -201,6 +202,8 @@ fn three_nodes_in_tls_are_a_cluster_and_nobody_else_gets_in() {
     let first = member(&setup, "a", "lally", None).start_ready();
     let second = member(&setup, "b", "lally", Some(first.grpc())).start_ready();
     let third = member(&setup, "c", "lally", Some(first.grpc())).start_ready();
+    // Who is ready is not known to all others yet.
+    ring::wait_whole([&first, &second, &third]);
     let written = add(&second, "k", 3);
     assert_eq!(
         (&written["status"], &written["quorum"]["achieved"]),

@@ -53,6 +53,63 @@ fn every_mistake_is_named_at_once_with_its_place_and_the_form() {
 }
 
 #[test]
+fn the_files_that_are_named_are_read_as_a_start_reads_them_and_all_that_is_wrong_with_them_is_said()
+{
+    let setup = Setup::new().yaml(
+        "http_port: 0\ngrpc_port: 0\ntokens: tokens.yml\nhttp_tls_cert: none.pem\nhttp_tls_key: none.key\n\
+         peer_tls_ca: lally-tls/ca.pem\npeer_tls_cert: bad.pem\npeer_tls_key: lally-tls/n1.key\n\
+         webhooks: [{name: w, url: 'https://h/', secret_file: none, ca_file: bad.pem}]\n",
+    );
+    fs::write(setup.dir().join("bad.pem"), "nothing").unwrap();
+    fs::write(setup.dir().join("tokens.yml"), "- {name: a}").unwrap();
+    let made = |args: &[&str]| {
+        let done = setup.clone().run_command(args);
+        assert_eq!(done.code, Some(0), "{done:?}");
+    };
+    made(&["tls", "init"]);
+    made(&["tls", "node", "n1", "--config", "None"]);
+    let before = contents(setup.dir());
+    let done = config(&setup, &["check"]);
+    let mistakes = [
+        "tokens: the file of tokens tokens.yml: ",
+        "http_tls_cert: none.pem: No such file",
+        "http_tls_key: none.key: No such file",
+        "peer_tls_cert: bad.pem: there is no certificate in it",
+        "webhooks: w, secret_file: none: No such file",
+        "webhooks: w, ca_file: bad.pem: there is no certificate in it",
+    ];
+    done.refused(2, &mistakes);
+    assert_eq!(done.stderr.matches("error: ").count(), mistakes.len(), "{}", done.stderr);
+    assert_eq!((done.stdout.as_str(), contents(setup.dir())), ("", before));
+    // A node says the same.
+    let node = setup.run();
+    assert_eq!(node.code, Some(2));
+    assert!(node.stderr.ends_with(&done.stderr), "{}", node.stderr);
+    assert!(!setup.data_dir().exists());
+
+    let setup = setup.yaml(
+        "http_port: 0\ngrpc_port: 0\nhttp_tls_cert: lally-tls/n1.pem\nhttp_tls_key: lally-tls/ca.key\n",
+    );
+    let pair = ["http_tls_key", "ca.key", "not the key of the certificate", "n1.pem", "tls node"];
+    config(&setup, &["check"]).refused(2, &pair);
+    let fine = config(&setup, &["check", "--http-tls-key", "lally-tls/n1.key"]);
+    assert_eq!(fine.code, Some(0), "{fine:?}");
+}
+
+#[test]
+fn what_keeps_strangers_out_is_not_left_blank() {
+    let setup = Setup::new().yaml("tokens:\nhttp_port: 0\n");
+    let blank = ["lally.yml, key tokens: it is empty", "or write None, or leave the key out"];
+    config(&setup, &["check"]).refused(2, &blank);
+    setup.run().refused(2, &blank);
+    assert!(!setup.data_dir().exists());
+    assert_eq!(config(&setup.clone().yaml("tokens: None\n"), &["check"]).code, Some(0));
+    let variable = Setup::new().env("LALLY_HTTP_TLS_CERT", "");
+    config(&variable, &["check"]).refused(2, &["LALLY_HTTP_TLS_CERT", "it is empty"]);
+    assert_eq!(config(&Setup::new().env("LALLY_BIND", ""), &["check"]).code, Some(0));
+}
+
+#[test]
 fn what_is_shown_is_what_a_node_has() {
     let setup = Setup::new()
         .yaml("read_quorum: 3\nwrite_quorum: 4\ncluster_name: blue\n")

@@ -9,7 +9,9 @@ use std::fmt::Write;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;
+use std::sync::Arc;
 
+use arc_swap::ArcSwap;
 use ring::hmac;
 
 /// The name of the header.
@@ -21,9 +23,9 @@ const MIN_BYTES: usize = 16;
 /// No secret is longer; a device or a log given by mistake is.
 const MAX_BYTES: usize = 4_096;
 
-/// A secret that signs.
+/// A secret that signs. Clones are the same one, also when it is replaced.
 #[derive(Clone)]
-pub struct Secret(hmac::Key);
+pub struct Secret(Arc<ArcSwap<hmac::Key>>);
 
 impl Secret {
     /// Reads the secret: what is in the file, without white space at its ends.
@@ -46,12 +48,17 @@ impl Secret {
 
     /// The secret of these bytes.
     pub fn new(secret: &[u8]) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, secret))
+        Self(Arc::new(ArcSwap::from_pointee(hmac::Key::new(hmac::HMAC_SHA256, secret))))
+    }
+
+    /// Signs as this one does from now on, and so do all clones.
+    pub fn become_like(&self, new: &Self) {
+        self.0.store(new.0.load_full());
     }
 
     /// The value of the header for a body that is sent at this time.
     pub(super) fn sign(&self, unix_seconds: u64, body: &[u8]) -> String {
-        let mut signing = hmac::Context::with_key(&self.0);
+        let mut signing = hmac::Context::with_key(&self.0.load());
         signing.update(format!("{unix_seconds}.").as_bytes());
         signing.update(body);
         let mut header = format!("t={unix_seconds},v1=");
@@ -81,6 +88,15 @@ mod tests {
             secret.sign(1_500_000_000, br#"{"a":1}"#),
             "t=1500000000,v1=720fddae9c1cfb782bef3881b394b42e14b8e145d361faadb19801b2e34f7846"
         );
+    }
+
+    #[test]
+    fn a_secret_that_is_replaced_is_replaced_everywhere() {
+        let (secret, new) = (Secret::new(b"0123456789abcdef"), Secret::new(b"fedcba9876543210"));
+        let used = secret.clone();
+        assert_ne!(used.sign(1, b"b"), new.sign(1, b"b"));
+        secret.become_like(&new);
+        assert_eq!(used.sign(1, b"b"), new.sign(1, b"b"));
     }
 
     #[test]
