@@ -158,6 +158,7 @@ impl ClientApi for Coordinator {
             horizon_age: self.replica.horizon_age(),
             hook_drops,
             hook_panics,
+            unawaited_writes: self.writer.unawaited.count() as u64,
             peer_connections: self.live.peer_connections(),
             reloads: self.live.counts(),
             deliveries: self.hooks.deliveries(),
@@ -290,6 +291,7 @@ impl Coordinator {
     ) -> Result<Instant, ClientError> {
         let deadline = self.admit(options, limits)?;
         self.clocks.check().map_err(ClientError::NotReady)?;
+        self.writer.unawaited.check()?;
         Ok(deadline)
     }
 

@@ -48,6 +48,7 @@ mod stage;
 mod stamps;
 mod statements;
 mod tasks;
+mod unawaited;
 mod underway;
 mod walks;
 mod writing;

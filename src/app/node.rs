@@ -37,6 +37,7 @@ use super::settings::NodeSettings;
 use super::stage::{LifeStage, Stage};
 use super::stamps::Stamps;
 use super::tasks::Tasks;
+use super::unawaited::Unawaited;
 use super::writing::Writer;
 
 /// How long a stopping node waits for what is under way: the deliveries of the last writes, each
@@ -156,6 +157,7 @@ impl Node {
             transport: Arc::clone(&parts.transport),
             handoff: Arc::clone(&handoff),
             tasks: tasks.clone(),
+            unawaited: Unawaited::default(),
             peer_timeout: settings.peer_timeout,
         });
         let reader = Arc::new(Reader {

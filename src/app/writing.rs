@@ -31,6 +31,7 @@ use super::members::Members;
 use super::settings::UNREACHABLE_GRACE;
 use super::stamps::Stamps;
 use super::tasks::Tasks;
+use super::unawaited::{GoesOn, Unawaited};
 
 /// How often a write that replicas hold something newer against is stamped anew. Each time the
 /// clock has moved past all versions seen, so more than one repetition takes a rival that writes
@@ -47,6 +48,7 @@ pub(crate) struct Writer {
     pub(crate) transport: Arc<dyn PeerTransport>,
     pub(crate) handoff: Arc<Handoff>,
     pub(crate) tasks: Tasks,
+    pub(crate) unawaited: Unawaited,
     pub(crate) peer_timeout: Duration,
 }
 
@@ -89,8 +91,7 @@ struct Running {
     quorum: WriteQuorum,
     /// The newest entry a removal removed anywhere, the tombstones of its earlier attempts aside.
     removed: Option<Entry>,
-    /// Members that did not take it. They get hints, but not before this node has replied: a hint
-    /// is delivered from the store.
+    /// Members that did not take it. Hints are delivered from the store: they wait for its reply.
     missed: Vec<NodeId>,
     /// Why this node did not take it.
     failed_here: Option<ApplyError>,
@@ -99,8 +100,7 @@ struct Running {
     phases: Phases,
 }
 
-/// A write under way. Dropped, by whoever was answered or does not wait any more, it goes on in a
-/// task.
+/// A write under way. Dropped, after the answer or without one, it goes on in a task.
 struct Delivery(Option<Running>);
 
 impl Delivery {
@@ -118,8 +118,9 @@ impl Drop for Delivery {
         let Some(running) = self.0.take().filter(|running| !running.is_settled()) else { return };
         // Without a runtime the process is at its end, and nothing goes on anywhere.
         if tokio::runtime::Handle::try_current().is_ok() {
-            let tasks = running.writer.tasks.clone();
-            tasks.spawn(running.finish());
+            let Writer { tasks, unawaited, .. } = &*Arc::clone(&running.writer);
+            let is_open = running.quorum.progress() != Progress::Met;
+            tasks.spawn(running.finish(is_open.then(|| unawaited.begin())));
         }
     }
 }
@@ -228,10 +229,11 @@ impl Running {
     }
 
     /// Goes on after the answer, or without anybody who waits for one.
-    async fn finish(mut self) {
+    async fn finish(mut self, unawaited: Option<GoesOn>) {
         if self.decide().await.is_err() {
             tracing::debug!("a write that nobody waits for was not carried out");
         }
+        drop(unawaited);
         while let Some(reply) = self.next_reply().await {
             self.record(reply);
         }
@@ -399,6 +401,7 @@ impl Running {
 mod tests {
     use super::*;
     use crate::app::fixture::{Fixture, NOW, key, live, member, text, version};
+    use crate::app::unawaited::MAX_UNAWAITED;
     use crate::domain::{ClockDrift, Phase, Timestamp, Value};
     use crate::ports::{MockOpLog, RequestOptions};
     use std::sync::Mutex;
@@ -462,6 +465,26 @@ mod tests {
         assert!(sent.lock().unwrap().is_empty());
         node.node.finish().await;
         assert_eq!(sent.lock().unwrap().len(), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn writes_whose_clients_are_gone_are_bounded_until_they_are_decided() {
+        let mut fixture = Fixture::with_peers([2]).all_acknowledge();
+        fixture.write_delays = [(2, Duration::from_secs(3_600))].into();
+        let node = fixture.build();
+        assert_eq!(add(&node, "1").await.unwrap().achieved, 1);
+        for gone in 0..MAX_UNAWAITED {
+            assert_eq!(node.client().stats().unawaited_writes, gone as u64);
+            assert!(add(&node, "2").now_or_never().is_none());
+        }
+        let refused = add(&node, "1").await.unwrap_err();
+        assert!(matches!(refused, ClientError::Overloaded(_)), "{refused:?}");
+        assert!(node.client().remove(key("k"), options("1")).await.is_err());
+        assert!(node.client().get(key("k"), options("1")).await.is_ok());
+        // Their time is over, though not their deliveries.
+        tokio::time::sleep(SECOND + Duration::from_millis(1)).await;
+        assert_eq!(node.client().stats().unawaited_writes, 0);
+        add(&node, "1").await.unwrap();
     }
 
     #[tokio::test(start_paused = true)]

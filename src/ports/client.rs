@@ -332,6 +332,8 @@ pub struct NodeStats {
     pub hook_drops: u64,
     /// Hook calls that panicked.
     pub hook_panics: u64,
+    /// Writes that wait for their quorum although their clients are gone.
+    pub unawaited_writes: u64,
     /// Connections that peers open, if whoever accepts them tells.
     pub peer_connections: ConnectionStats,
     /// New configurations.

@@ -32,8 +32,8 @@ pub(super) const MAX_TIMEOUT_MS: u64 = 10_000;
 /// is still sending when its connection is closed loses the answer, and so never learns why.
 const LINGER_BYTES: usize = 16 * 1_024 * 1_024;
 
-/// How much memory a body is given because its head says that it is as long.
-const MAX_EXPECTED_BYTES: usize = 4 * 1_024 * 1_024;
+/// Up to here the memory of a body that comes in pieces grows with it.
+const SMALL_BYTES: usize = 64 * 1_024;
 
 const MAX_QUOTED_BYTES: usize = 200;
 
@@ -334,8 +334,8 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(
     max: usize,
     declared: Option<u64>,
 ) -> Result<Bytes, Refusal> {
-    let declared = declared.map_or(Ok(0), usize::try_from).unwrap_or(usize::MAX);
-    if declared > max {
+    let limit = declared.map_or(Ok(max), usize::try_from).unwrap_or(usize::MAX);
+    if limit > max {
         discard(body).await;
         return Err(too_large(max));
     }
@@ -350,28 +350,36 @@ async fn collect<B: Body<Data = Bytes> + Unpin>(
     let Some(second) = next(&mut body).await? else {
         return Ok(first);
     };
-    // As long as the head says, which is not more than is allowed: so nothing is moved while it fills.
-    let expected = declared.min(MAX_EXPECTED_BYTES).max(2 * (first.len() + second.len()));
-    let mut whole = BytesMut::with_capacity(expected);
-    whole.extend_from_slice(&first);
+    let mut whole = BytesMut::from(first.as_ref());
     let mut more = Some(second);
     while let Some(chunk) = more {
         if whole.len() + chunk.len() > max {
             discard(body).await;
             return Err(too_large(max));
         }
-        whole.extend_from_slice(&chunk);
+        append(&mut whole, &chunk, limit);
         more = next(&mut body).await?;
     }
     Ok(whole.freeze())
+}
+
+/// Adds a chunk. There is a little room to spare at first, then at once all that is counted for a body of
+/// up to `limit` bytes, of which doubling could take twice as much.
+fn append(whole: &mut BytesMut, chunk: &[u8], limit: usize) {
+    let needed = whole.len() + chunk.len();
+    if needed > whole.capacity() {
+        let wanted = if needed < SMALL_BYTES { limit.min(2 * needed) } else { limit };
+        let before = std::mem::replace(whole, BytesMut::with_capacity(wanted.max(needed)));
+        whole.extend_from_slice(&before);
+    }
+    whole.extend_from_slice(chunk);
 }
 
 /// The next chunk; trailers are passed over.
 async fn next<B: Body<Data = Bytes> + Unpin>(body: &mut B) -> Result<Option<Bytes>, Refusal> {
     while let Some(frame) = body.frame().await {
         let Ok(frame) = frame else {
-            let wrong = "the body ended early, or its chunks are not well-formed";
-            return Err(Refusal::bad_request(wrong));
+            return Err(Refusal::bad_request("the body ended early, or its chunks are malformed"));
         };
         if let Ok(chunk) = frame.into_data() {
             return Ok(Some(chunk));
@@ -584,6 +592,28 @@ mod tests {
         assert_eq!(read(vec![b"a", b"bc", b"de"]).await, Ok(Bytes::from_static(b"abcde")));
         for long in [vec![&b"abcdef"[..]], vec![b"abc", b"def"], vec![b"a", b"b", b"cdef", b"g"]] {
             assert_eq!(read(long).await.unwrap_err().code, Code::TooLarge);
+        }
+    }
+
+    #[test]
+    fn a_body_in_pieces_takes_no_more_memory_than_is_counted_for_it() {
+        for limit in [10, SMALL_BYTES, 2 << 20, (5 << 20) + 1, 17 << 20] {
+            for piece in [1 << 10, 10_000, 64 << 10, 1 << 20] {
+                let mut whole = BytesMut::new();
+                let (mut moves, mut at) = (0, whole.as_ptr());
+                while whole.len() < limit {
+                    let chunk = vec![b'x'; piece.min(limit - whole.len())];
+                    append(&mut whole, &chunk, limit);
+                    assert!(
+                        whole.capacity() <= limit.max(64),
+                        "{piece} of {limit}: {}",
+                        whole.capacity()
+                    );
+                    moves += usize::from(whole.as_ptr() != at);
+                    at = whole.as_ptr();
+                }
+                assert!(moves <= 9, "{piece} of {limit}: moved {moves} times");
+            }
         }
     }
 

@@ -275,6 +275,7 @@ impl Scrape {
             ("http_requests_in_flight", "Requests worked on right now", in_flight),
             ("http_connections", "Open connections", connections),
             ("http_bodies_awaited", "Requests whose bodies are on their way", awaited),
+            ("unawaited_writes", "Writes under way whose clients are gone", stats.unawaited_writes),
             ("peer_connections", "Open connections of peers", stats.peer_connections.open),
             (
                 "uptime_seconds",

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::client::{Client, Reply, open, read_reply};
+use super::mutation::metric;
 use super::node::Node;
 use super::ring;
 use super::turn::Turn;
@@ -140,5 +141,34 @@ fn above_the_cap_requests_are_refused_at_once_and_those_below_it_are_answered() 
     assert_eq!(client.get("whole").value().as_deref(), Some("v"));
     nodes[1].signal("CONT");
     ring::wait_whole(&nodes);
+    ring::wait_equal(&nodes);
+}
+
+#[test]
+fn clients_that_write_and_hang_up_have_so_many_writes_under_way_and_no_more() {
+    let _alone = Turn::alone();
+    let nodes = ring::start(2, &[]);
+    nodes[0].client().add("k", "v").succeeded();
+    nodes[1].hang();
+    // None of them is decided before the other node is given up.
+    let body = json!({"key": "k", "value": "w", "quorum": "all", "timeout_ms": 10_000});
+    let reply = eventually("a write is refused", PATIENCE, || {
+        (0..100).for_each(|_| nodes[0].client().send_and_hang_up("/add", &body));
+        let reply = nodes[0].client().add("other", "v");
+        if reply.status == 503 { Ok(reply) } else { Err(reply.body) }
+    });
+    refused(&reply, Duration::ZERO);
+    assert!(reply.text("message").contains("did not wait"), "{}", reply.body);
+    // Those that had begun when the last place was taken come on top.
+    let unawaited = usize::try_from(metric(&nodes[0], "lally_unawaited_writes")).unwrap();
+    assert!((CAP..2 * CAP).contains(&unawaited), "{unawaited}");
+    operators_are_served(&nodes[0]);
+    nodes[0].client().get_from("k", 1).succeeded();
+    nodes[1].signal("CONT");
+    ring::wait_whole(&nodes);
+    eventually("writes are taken again", PATIENCE, || {
+        let reply = nodes[0].client().add_to("k", "x", 2);
+        is(reply.status == 200 && reply.verdict() == "success", reply.body)
+    });
     ring::wait_equal(&nodes);
 }
