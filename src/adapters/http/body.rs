@@ -24,6 +24,7 @@ use crate::ports::{Consistency, InvalidLogLevel, LogLevel, RequestOptions};
 use super::LiveOptions;
 use super::admission::{Held, Places, Room};
 use super::errors::{Code, Refusal};
+use super::long_text::Cut;
 
 /// Longest timeout that a client may ask for.
 pub(super) const MAX_TIMEOUT_MS: u64 = 10_000;
@@ -106,9 +107,25 @@ pub(super) fn parse_key(body: &[u8]) -> Result<(Key, RequestOptions), Refusal> {
 
 /// `{"key","value"}` and the optional fields.
 pub(super) fn parse_key_value(body: &[u8]) -> Result<(Key, Value, RequestOptions), Refusal> {
+    parse_around_value(body).map_or_else(|| parse_whole(body), Ok)
+}
+
+fn parse_whole(body: &[u8]) -> Result<(Key, Value, RequestOptions), Refusal> {
     let fields: KeyValueFields<'_> = parse(body, KEY_VALUE_FORM, OPTIONAL_FIELDS)?;
     let options = options(fields.quorum, fields.timeout_ms);
     Ok((key(&fields.key)?, Value::new(&fields.value), options))
+}
+
+/// The same of a body with a long value. None if it has none, or if it is to be refused: why, only the
+/// whole body says.
+fn parse_around_value(body: &[u8]) -> Option<(Key, Value, RequestOptions)> {
+    let cut = Cut::of(body)?;
+    let fields: KeyValueFields<'_> = parse(cut.around(), KEY_VALUE_FORM, OPTIONAL_FIELDS).ok()?;
+    if !cut.was_at(&fields.value) {
+        return None;
+    }
+    let options = options(fields.quorum, fields.timeout_ms);
+    Some((key(&fields.key).ok()?, Value::new(cut.text), options))
 }
 
 /// `{"id"}`.
@@ -651,6 +668,19 @@ mod tests {
             let body = serde_json::json!({"key": key, "value": value}).to_string();
             let (k, v, _) = parse_key_value(body.as_bytes()).unwrap();
             prop_assert_eq!((k.as_str(), v.as_str()), (key.as_str(), value.as_str()));
+        }
+
+        #[test]
+        fn a_long_value_is_read_as_the_whole_body_says(
+            key in ".{0,3}|x{5000}", field in "value|v|key|quorum", value in ".{4100}|[a-z]{4100}|",
+            quorum in r#"1|0|"all"|"none"|\[1]|"#, end in r#"\}|\},|\]| \n\}|"#, cut in 0_usize..9_000,
+        ) {
+            let (key, value) = (serde_json::json!(key), serde_json::json!(value));
+            let body = format!(r#"{{"quorum":{quorum}, "key" :{key},"{field}": {value}{end}"#);
+            let (first, last) = body.as_bytes().split_at(cut.min(body.len()));
+            for body in [body.as_bytes(), first, last] {
+                prop_assert_eq!(parse_key_value(body), parse_whole(body));
+            }
         }
 
         #[test]

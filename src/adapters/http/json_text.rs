@@ -26,7 +26,7 @@ pub(super) fn is_plain(text: &str) -> bool {
 }
 
 /// How many bytes at the beginning stand for themselves.
-fn plain_bytes(bytes: &[u8]) -> usize {
+pub(super) fn plain_bytes(bytes: &[u8]) -> usize {
     let is_plain = |lanes: &&[u8]| !lanes.iter().fold(false, |any, byte| any | is_escaped(*byte));
     let plain = LANES * bytes.chunks_exact(LANES).take_while(is_plain).count();
     let rest = bytes.iter().skip(plain);

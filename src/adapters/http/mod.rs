@@ -24,6 +24,7 @@ mod exporter;
 mod guard;
 mod identity;
 mod json_text;
+mod long_text;
 mod metrics;
 mod openapi;
 mod options;
