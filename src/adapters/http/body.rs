@@ -105,27 +105,39 @@ pub(super) fn parse_key(body: &[u8]) -> Result<(Key, RequestOptions), Refusal> {
     Ok((key(&fields.key)?, options(fields.quorum, fields.timeout_ms)))
 }
 
+/// What a body of `/add` says.
+#[derive(Debug, PartialEq)]
+pub(super) struct Write {
+    pub(super) key: Key,
+    pub(super) value: Value,
+    pub(super) options: RequestOptions,
+    /// Whether it is known that the value is a JSON string as it is, but for the quotes.
+    pub(super) is_plain: bool,
+}
+
 /// `{"key","value"}` and the optional fields.
-pub(super) fn parse_key_value(body: &[u8]) -> Result<(Key, Value, RequestOptions), Refusal> {
+pub(super) fn parse_write(body: &[u8]) -> Result<Write, Refusal> {
     parse_around_value(body).map_or_else(|| parse_whole(body), Ok)
 }
 
-fn parse_whole(body: &[u8]) -> Result<(Key, Value, RequestOptions), Refusal> {
+fn parse_whole(body: &[u8]) -> Result<Write, Refusal> {
     let fields: KeyValueFields<'_> = parse(body, KEY_VALUE_FORM, OPTIONAL_FIELDS)?;
     let options = options(fields.quorum, fields.timeout_ms);
-    Ok((key(&fields.key)?, Value::new(&fields.value), options))
+    let (key, value) = (key(&fields.key)?, Value::new(&fields.value));
+    Ok(Write { key, value, options, is_plain: false })
 }
 
 /// The same of a body with a long value. None if it has none, or if it is to be refused: why, only the
 /// whole body says.
-fn parse_around_value(body: &[u8]) -> Option<(Key, Value, RequestOptions)> {
+fn parse_around_value(body: &[u8]) -> Option<Write> {
     let cut = Cut::of(body)?;
     let fields: KeyValueFields<'_> = parse(cut.around(), KEY_VALUE_FORM, OPTIONAL_FIELDS).ok()?;
     if !cut.was_at(&fields.value) {
         return None;
     }
     let options = options(fields.quorum, fields.timeout_ms);
-    Some((key(&fields.key).ok()?, Value::new(cut.text), options))
+    let (key, value) = (key(&fields.key).ok()?, Value::new(cut.text));
+    Some(Write { key, value, options, is_plain: true })
 }
 
 /// `{"id"}`.
@@ -434,7 +446,7 @@ mod tests {
     use proptest::prelude::*;
 
     fn wrong(body: &str) -> String {
-        let refusal = parse_key_value(body.as_bytes()).unwrap_err();
+        let refusal = parse_write(body.as_bytes()).unwrap_err();
         assert_eq!(refusal.code, Code::BadRequest);
         refusal.message.into_owned()
     }
@@ -455,12 +467,12 @@ mod tests {
     fn any_text_comes_through_as_it_is() {
         for text in ["a", " ", "a b", "a\nb", "\0", "\"", "\\", "🦀", "\u{7f}", "é\u{301}"] {
             let body = serde_json::json!({"key": text, "value": text}).to_string();
-            let (key, value, options) = parse_key_value(body.as_bytes()).unwrap();
+            let Write { key, value, options, .. } = parse_write(body.as_bytes()).unwrap();
             assert_eq!((key.as_str(), value.as_str()), (text, text));
             assert_eq!(options, RequestOptions::default());
         }
-        let empty = parse_key_value(br#"{"key":"k","value":""}"#).unwrap();
-        assert_eq!(empty.1.as_str(), "");
+        let empty = parse_write(br#"{"key":"k","value":""}"#).unwrap();
+        assert_eq!(empty.value.as_str(), "");
     }
 
     #[test]
@@ -666,27 +678,31 @@ mod tests {
         #[test]
         fn what_a_client_sends_is_what_is_stored(key in ".{1,40}", value in ".{0,80}") {
             let body = serde_json::json!({"key": key, "value": value}).to_string();
-            let (k, v, _) = parse_key_value(body.as_bytes()).unwrap();
+            let Write { key: k, value: v, .. } = parse_write(body.as_bytes()).unwrap();
             prop_assert_eq!((k.as_str(), v.as_str()), (key.as_str(), value.as_str()));
         }
 
         #[test]
         fn a_long_value_is_read_as_the_whole_body_says(
             key in ".{0,3}|x{5000}", field in "value|v|key|quorum", value in ".{4100}|[a-z]{4100}|",
-            quorum in r#"1|0|"all"|"none"|\[1]|"#, end in r#"\}|\},|\]| \n\}|"#, cut in 0_usize..9_000,
+            quorum in r#"1|0|"all"|"none"|\[1]|"#, end in r"\}|\},|\]| \n\}|", cut in 0_usize..9_000,
         ) {
             let (key, value) = (serde_json::json!(key), serde_json::json!(value));
             let body = format!(r#"{{"quorum":{quorum}, "key" :{key},"{field}": {value}{end}"#);
             let (first, last) = body.as_bytes().split_at(cut.min(body.len()));
             for body in [body.as_bytes(), first, last] {
-                prop_assert_eq!(parse_key_value(body), parse_whole(body));
+                let read = parse_write(body).map(|write| {
+                    assert!(!write.is_plain || super::super::json_text::is_plain(write.value.as_str()));
+                    Write { is_plain: false, ..write }
+                });
+                prop_assert_eq!(read, parse_whole(body));
             }
         }
 
         #[test]
         fn no_bytes_make_the_parser_panic(body in proptest::collection::vec(any::<u8>(), 0..200)) {
             prop_assert!(parse_key(&body).is_err());
-            prop_assert!(parse_key_value(&body).is_err());
+            prop_assert!(parse_write(&body).is_err());
         }
     }
 }

@@ -343,7 +343,7 @@ mod tests {
             let bytes = serde_json::to_vec(body).unwrap();
             match name {
                 "GetRequest" => body::parse_get(&bytes).map(drop),
-                "AddRequest" => body::parse_key_value(&bytes).map(drop),
+                "AddRequest" => body::parse_write(&bytes).map(drop),
                 "RemoveRequest" => body::parse_key(&bytes).map(drop),
                 "LogLevelRequest" => body::parse_level(&bytes).map(drop),
                 _ => body::parse_id(&bytes).map(drop),

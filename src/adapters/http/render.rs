@@ -34,14 +34,20 @@ const ENVELOPE_BYTES: usize = 256;
 /// copy a shorter one costs less than a second write.
 const LONG_VALUE_BYTES: usize = 16 * 1_024;
 
-/// The answer to `/get`, `/add` or `/remove`.
+/// The answer to `/get` or `/remove`.
 pub(super) fn answer(call: Call, key: &str, answer: &Answer) -> Response<Whole> {
-    envelope(key, answer, |out| push_message(out, call, answer))
+    envelope(key, answer, is_plain, |out| push_message(out, call, answer))
+}
+
+/// The answer to `/add`, of whose value it may be known that it has nothing to escape.
+pub(super) fn written(key: &str, answer: &Answer, known_as_plain: bool) -> Response<Whole> {
+    let is_plain = |value: &str| known_as_plain || is_plain(value);
+    envelope(key, answer, is_plain, |out| push_message(out, Call::Add, answer))
 }
 
 /// The answer to a confirmed read.
 pub(super) fn confirmed(key: &str, answer: &Answer) -> Response<Whole> {
-    envelope(key, answer, |out| match answer.verdict {
+    envelope(key, answer, is_plain, |out| match answer.verdict {
         Verdict::Success => push_message(out, Call::Get, answer),
         Verdict::Partial => push_unconfirmed(out, answer),
     })
@@ -50,6 +56,7 @@ pub(super) fn confirmed(key: &str, answer: &Answer) -> Response<Whole> {
 fn envelope(
     key: &str,
     answer: &Answer,
+    is_plain: impl FnOnce(&str) -> bool,
     push_message: impl FnOnce(&mut Vec<u8>),
 ) -> Response<Whole> {
     let is_long = |value: &str| value.len() >= LONG_VALUE_BYTES && is_plain(value);

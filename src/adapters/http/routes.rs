@@ -23,7 +23,7 @@ use crate::domain::Forgotten;
 use crate::ports::{ClientApi, Consistency, OpKind, Verdict};
 
 use super::admission::{Places, Room};
-use super::body::HeldBody;
+use super::body::{HeldBody, Write};
 use super::download::BACKUP_PATH;
 use super::errors::{Code, Refusal};
 use super::exporter::{CONTENT_TYPE, Exporter};
@@ -194,37 +194,42 @@ impl Front {
         bytes: Bytes,
         found: &mut Findings,
     ) -> Result {
-        let (key, answer) = match call {
+        let (answer, response) = match call {
             OpKind::Get => {
                 let (key, options) = body::parse_get(&bytes)?;
                 client.check(&key)?;
                 let answer = self.api.get(key.clone(), options).await;
-                let key = &*found.key.insert(key);
+                let key = found.key.insert(key).as_str();
                 let answer = answer?;
-                if options.consistency == Consistency::Confirmed {
-                    found.phases = answer.phases;
-                    let response = render::confirmed(key.as_str(), &answer);
-                    return Ok((outcome(answer.verdict), response));
-                }
-                (key, answer)
+                let response = match options.consistency {
+                    Consistency::Default => render::answer(Call::Get, key, &answer),
+                    Consistency::Confirmed => render::confirmed(key, &answer),
+                };
+                (answer, response)
             }
             OpKind::Add => {
-                let (key, value, options) = body::parse_key_value(&bytes)?;
+                let Write { key, value, options, is_plain } = body::parse_write(&bytes)?;
                 client.check(&key)?;
                 // The value has its own copy now; the rest of the frame need not wait for the quorum.
                 drop(bytes);
                 let answer = self.api.add(key.clone(), value, options).await;
-                (&*found.key.insert(key), answer?)
+                let key = found.key.insert(key).as_str();
+                let answer = answer?;
+                let response = render::written(key, &answer, is_plain);
+                (answer, response)
             }
             OpKind::Remove => {
                 let (key, options) = body::parse_key(&bytes)?;
                 client.check(&key)?;
                 let answer = self.api.remove(key.clone(), options).await;
-                (&*found.key.insert(key), answer?)
+                let key = found.key.insert(key).as_str();
+                let answer = answer?;
+                let response = render::answer(Call::Remove, key, &answer);
+                (answer, response)
             }
         };
         found.phases = answer.phases;
-        Ok((outcome(answer.verdict), render::answer(call.into(), key.as_str(), &answer)))
+        Ok((outcome(answer.verdict), response))
     }
 
     /// Runs `work` if there is room for it, and counts how it ended.
