@@ -328,7 +328,8 @@ fn peers_write(at_a_time: u64) -> Step {
     Box::new(move || {
         let _until_dropped = &nodes;
         time += at_a_time;
-        let calls = (0..at_a_time).map(|n| peers.write(&peer, write(n % KEYS, time + n), SOON));
+        let calls =
+            (0..at_a_time).map(|n| peers.write(&peer, write(n % KEYS, time + n), SOON.into()));
         for reply in runtime.block_on(futures_util::future::join_all(calls)) {
             reply.unwrap();
         }

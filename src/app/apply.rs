@@ -7,6 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::domain::{Entry, Key, KeyedEntry, NodeId, Timestamp, Version};
 use crate::ports::{
     ApplyError, LogError, LogRecord, Merged, NotCertified, OpLog, Origin, Replayed, Store,
@@ -25,6 +27,15 @@ use super::walks::Walks;
 /// How long the log may take for a new horizon, and how long another one waits for its turn.
 const CERTIFY_WITHIN: Duration = Duration::from_secs(5);
 const TURN_WITHIN: Duration = Duration::from_secs(3);
+
+/// How long something took here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Took {
+    /// Until the log had it.
+    pub(crate) log: Duration,
+    /// From then on.
+    pub(crate) store: Duration,
+}
 
 /// This node's copy of the data.
 pub struct Replica {
@@ -105,6 +116,15 @@ impl Replica {
         writes: Vec<KeyedEntry>,
         origin: Origin,
     ) -> Vec<Result<WriteReply, ApplyError>> {
+        self.enter(writes, Way::Entering(origin)).await.0
+    }
+
+    /// The same, with how long it took.
+    pub(crate) async fn apply_timed(
+        &self,
+        writes: Vec<KeyedEntry>,
+        origin: Origin,
+    ) -> (Vec<Result<WriteReply, ApplyError>>, Took) {
         self.enter(writes, Way::Entering(origin)).await
     }
 
@@ -114,14 +134,14 @@ impl Replica {
         &self,
         writes: Vec<KeyedEntry>,
     ) -> Vec<Result<WriteReply, ApplyError>> {
-        self.enter(writes, Way::Adopted).await
+        self.enter(writes, Way::Adopted).await.0
     }
 
     async fn enter(
         &self,
         writes: Vec<KeyedEntry>,
         way: Way,
-    ) -> Vec<Result<WriteReply, ApplyError>> {
+    ) -> (Vec<Result<WriteReply, ApplyError>>, Took) {
         let origin = way.origin();
         let _change = self.underway.begin();
         let mut replies = Vec::with_capacity(writes.len());
@@ -139,11 +159,13 @@ impl Replica {
             }
         }
         if records.is_empty() {
-            return replies;
+            return (replies, Took::default());
         }
+        let begun = Instant::now();
         let logged = self.log.append(&records).await;
         let full = logged == Err(LogError::DiskFull);
         let rest = if full { self.log_removals(&records).await } else { logged.clone() };
+        let log = begun.elapsed();
         for (place, record) in places.into_iter().zip(records) {
             let logged = if record.holds_value() { &logged } else { &rest };
             if let (Some(reply), LogRecord::Write(write)) = (replies.get_mut(place), record) {
@@ -153,7 +175,7 @@ impl Replica {
                 };
             }
         }
-        replies
+        (replies, Took { log, store: begun.elapsed().saturating_sub(log) })
     }
 
     /// Appends the removals among records that the log had no space for: it has kept some for them.
@@ -388,9 +410,9 @@ mod tests {
         const H: u64 = NOW / 2;
         let node = Fixture::with_peers([2]).build();
         let api = node.node.replica_api();
-        let apply = async |name, at, origin| {
+        let apply = async |name, at, origin: Origin| {
             let write = KeyedEntry::new(key(name), live(at, "v"));
-            api.apply(vec![write], origin).await.pop().unwrap().unwrap()
+            api.apply(vec![write], origin.into()).await.pop().unwrap().unwrap()
         };
         node.hold("held", live(H - 2, "v"));
         assert_eq!(api.fence(certified(1, H, Duration::ZERO)).await, Ok(()));
@@ -437,7 +459,7 @@ mod tests {
         assert_eq!(ahead, Err(NotCertified::Clock));
         // Nothing is so old that it was fenced out.
         let late = KeyedEntry::new(key("late"), live(1, "v"));
-        api.apply(vec![late], Origin::Replica).await.pop().unwrap().unwrap();
+        api.apply(vec![late], Origin::Replica.into()).await.pop().unwrap().unwrap();
         let disturbed = api.fence(certified(1, 9, Duration::from_secs(60))).await;
         assert_eq!(disturbed, Err(NotCertified::Disturbed));
     }
@@ -449,7 +471,7 @@ mod tests {
         let node = fixture.build();
         let api = node.node.replica_api();
         let late = KeyedEntry::new(key("late"), live(1, "v"));
-        let entering = api.apply(vec![late], Origin::Replica);
+        let entering = api.apply(vec![late], Origin::Replica.into());
         let certifying = async {
             tokio::time::sleep(Duration::from_millis(500)).await;
             api.fence(certified(1, 9, Duration::from_secs(60))).await
@@ -470,7 +492,7 @@ mod tests {
         assert_eq!(node.client().cluster().horizon, None);
         // And nothing is refused for it: others may not have reached it either.
         let late = KeyedEntry::new(key("late"), live(1, "v"));
-        let replies = api.apply(vec![late], Origin::Replica).await;
+        let replies = api.apply(vec![late], Origin::Replica.into()).await;
         assert_eq!(replies, [Err(ApplyError::Log(LogError::DiskFull))]);
     }
 
@@ -501,7 +523,7 @@ mod tests {
         tokio::task::yield_now().await;
         // What needs no disk is answered at once: what is held, and what is refused.
         let ghost = KeyedEntry::new(key("ghost"), live(7, "v"));
-        let replies = api.apply(vec![held, ghost.clone()], Origin::Replica).await;
+        let replies = api.apply(vec![held, ghost.clone()], Origin::Replica.into()).await;
         assert_eq!(replies[0], Ok(WriteReply::Applied { previous: None }));
         assert!(matches!(replies[1], Ok(WriteReply::Superseded { .. })), "{replies:?}");
         assert_eq!(began.elapsed(), Duration::ZERO);
@@ -511,7 +533,7 @@ mod tests {
         }
         assert_eq!(node.client().cluster().horizon, None);
         // The log may have it when the node starts anew: nothing older comes in behind it.
-        let replies = api.apply(vec![ghost], Origin::Replica).await;
+        let replies = api.apply(vec![ghost], Origin::Replica.into()).await;
         assert!(matches!(replies[..], [Ok(WriteReply::Superseded { .. })]), "{replies:?}");
     }
 
@@ -522,7 +544,7 @@ mod tests {
         let began = Instant::now();
         let hanging = TaskTracker::new().spawn({
             let (api, new) = (Arc::clone(&api), KeyedEntry::new(key("new"), live(NOW, "v")));
-            async move { api.apply(vec![new], Origin::Replica).await }
+            async move { api.apply(vec![new], Origin::Replica.into()).await }
         });
         tokio::task::yield_now().await;
         let certifying = TaskTracker::new().spawn({
@@ -530,14 +552,16 @@ mod tests {
             async move { api.fence(certified(1, 9, Duration::ZERO)).await }
         });
         tokio::task::yield_now().await;
-        let replies = api.apply(vec![held], Origin::Replica).await;
+        let replies = api.apply(vec![held], Origin::Replica.into()).await;
         assert_eq!(replies, [Ok(WriteReply::Applied { previous: None })]);
         assert!(began.elapsed() <= Duration::from_secs(1), "{:?}", began.elapsed());
         assert_eq!(certifying.await.unwrap(), Err(NotCertified::Log(OVERLOADED)));
         assert_eq!(began.elapsed(), Duration::from_secs(1));
         // And the fence is open again: what is older is not refused, but on its way to the disk.
         let old = vec![KeyedEntry::new(key("old"), live(7, "v"))];
-        assert!(tokio::time::timeout(SECOND, api.apply(old, Origin::Replica)).await.is_err());
+        assert!(
+            tokio::time::timeout(SECOND, api.apply(old, Origin::Replica.into())).await.is_err()
+        );
         assert!(!hanging.is_finished());
         hanging.abort();
     }
@@ -560,7 +584,7 @@ mod tests {
         let removal = |name| KeyedEntry::new(key(name), Entry::tombstone(version(9)));
         let value = |name| KeyedEntry::new(key(name), live(9, "new"));
         let batch = vec![value("a"), removal("removed"), value("b"), removal("unknown")];
-        let replies = node.node.replica_api().apply(batch, Origin::Replica).await;
+        let replies = node.node.replica_api().apply(batch, Origin::Replica.into()).await;
         let full = Err(ApplyError::Log(LogError::DiskFull));
         let previous = Some(live(1, "old"));
         let expected = [
@@ -583,7 +607,7 @@ mod tests {
             log.expect_append().times(1).returning(|_| Err(LogError::DiskFull));
             let node = Fixture { log, ..Fixture::with_peers([2]) }.build();
             let write = KeyedEntry::new(key("k"), entry);
-            let replies = node.node.replica_api().apply(vec![write], Origin::Replica).await;
+            let replies = node.node.replica_api().apply(vec![write], Origin::Replica.into()).await;
             assert_eq!(replies, [Err(ApplyError::Log(LogError::DiskFull))]);
             assert_eq!(node.held("k"), None);
         }

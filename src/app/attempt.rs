@@ -2,7 +2,7 @@
 
 use tokio::time::Instant;
 
-use crate::domain::{Content, Key, MemberView, NodeId, QuorumSpec, WriteQuorum};
+use crate::domain::{Content, Key, MemberView, NodeId, QuorumSpec, TraceContext, WriteQuorum};
 use crate::ports::{ApplyError, PeerError, WriteReply};
 
 /// What is to be written.
@@ -11,6 +11,7 @@ pub(super) struct Write {
     pub(super) content: Content,
     pub(super) quorum: QuorumSpec,
     pub(super) deadline: Instant,
+    pub(super) trace: Option<TraceContext>,
 }
 
 /// A reply to one attempt.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::domain::{Confirmation, KeyedEntry, NodeId, Progress};
+use crate::domain::{Confirmation, KeyedEntry, NodeId, Progress, TraceContext};
 
 use super::asking::Asking;
 use super::reading::Reader;
@@ -23,6 +23,7 @@ pub(super) struct WriteBack {
     reader: Arc<Reader>,
     entry: KeyedEntry,
     confirmation: Confirmation,
+    trace: Option<TraceContext>,
     /// Who was sent the entry, whatever came of it.
     sent_to: Vec<NodeId>,
     /// For the tasks: who was sent to, and whether it holds the entry.
@@ -31,9 +32,14 @@ pub(super) struct WriteBack {
 }
 
 impl WriteBack {
-    pub(super) fn new(reader: Arc<Reader>, entry: KeyedEntry, confirmation: Confirmation) -> Self {
+    pub(super) fn new(
+        reader: Arc<Reader>,
+        entry: KeyedEntry,
+        confirmation: Confirmation,
+        trace: Option<TraceContext>,
+    ) -> Self {
         let (answer, replies) = mpsc::channel(REPLY_QUEUE);
-        Self { reader, entry, confirmation, sent_to: Vec::new(), answer, replies }
+        Self { reader, entry, confirmation, trace, sent_to: Vec::new(), answer, replies }
     }
 
     /// Who was sent the entry.
@@ -67,9 +73,9 @@ impl Asking for WriteBack {
     fn ask(&mut self, node: NodeId) -> Option<Instant> {
         self.sent_to.push(node);
         let (repair, entry) = (Arc::clone(&self.reader.repair), self.entry.clone());
-        let answer = self.answer.clone();
+        let (answer, trace) = (self.answer.clone(), self.trace);
         self.reader.tasks.spawn(async move {
-            let held = repair.repair_one(entry, node).await;
+            let held = repair.repair_one(entry, node, trace).await;
             // Whoever was answered, or went away, does not need to know.
             answer.send((node, held)).await.ok();
         });

@@ -10,8 +10,8 @@ use async_trait::async_trait;
 use tokio::time::Instant;
 
 use crate::domain::{
-    Content, Forgotten, Key, MemberState, MemberView, MemoryLimit, NodeId, QuorumSpec, StopCheck,
-    StopRisk, StopWitness, Timestamp, Value,
+    Content, Forgotten, Key, MemberState, MemberView, MemoryLimit, NodeId, StopCheck, StopRisk,
+    StopWitness, Timestamp, Value,
 };
 use crate::ports::{
     Answer, BackupStream, ClientApi, ClientError, ClusterStatus, Compacted, Consistency,
@@ -21,6 +21,7 @@ use crate::ports::{
 
 use super::announcer::Announcer;
 use super::apply::Replica;
+use super::attempt::Write;
 use super::backups::Backups;
 use super::clocks::Clocks;
 use super::compactor::Compactor;
@@ -95,7 +96,8 @@ impl ClientApi for Coordinator {
         self.admit_growth(&key, &content, limits.max_memory)?;
         let hooks = self.ask_hooks(OpKind::Add, &key, content.value()).await?;
         let quorum = options.quorum.unwrap_or(limits.write_quorum);
-        self.write(key, content, quorum, (deadline, hooks)).await
+        let trace = options.trace;
+        self.write(Write { key, content, quorum, deadline, trace }, hooks).await
     }
 
     async fn remove(&self, key: Key, options: RequestOptions) -> Result<Answer, ClientError> {
@@ -103,7 +105,9 @@ impl ClientApi for Coordinator {
         let deadline = self.admit_write(&options, &limits)?;
         let hooks = self.ask_hooks(OpKind::Remove, &key, None).await?;
         let quorum = options.quorum.unwrap_or(limits.write_quorum);
-        self.write(key, Content::Tombstone, quorum, (deadline, hooks)).await
+        let content = Content::Tombstone;
+        let trace = options.trace;
+        self.write(Write { key, content, quorum, deadline, trace }, hooks).await
     }
 
     fn nodes(&self) -> Vec<String> {
@@ -254,14 +258,8 @@ impl Coordinator {
         others.collect()
     }
 
-    async fn write(
-        &self,
-        key: Key,
-        content: Content,
-        quorum: QuorumSpec,
-        (deadline, hooks): (Instant, Duration),
-    ) -> Result<Answer, ClientError> {
-        let mut answer = self.writer.write(key, content, quorum, deadline).await?;
+    async fn write(&self, write: Write, hooks: Duration) -> Result<Answer, ClientError> {
+        let mut answer = self.writer.write(write).await?;
         answer.phases.hooks = hooks;
         Ok(answer)
     }
@@ -275,10 +273,10 @@ impl Coordinator {
     ) -> Answer {
         let read = options.quorum.unwrap_or(limits.read_quorum);
         match options.consistency {
-            Consistency::Default => self.reader.read(key, read, deadline).await,
+            Consistency::Default => self.reader.read(key, read, deadline, options.trace).await,
             Consistency::Confirmed => {
                 let quorums = ConfirmedQuorums { read, write: limits.write_quorum };
-                self.reader.read_confirmed(key, quorums, deadline).await
+                self.reader.read_confirmed(key, quorums, deadline, options.trace).await
             }
         }
     }
@@ -382,7 +380,7 @@ mod tests {
         let writes: Vec<_> =
             ["a", "b", "c"].map(|name| KeyedEntry::new(key(name), live(5, "v"))).into();
         for origin in [Origin::Replica, Origin::Sync] {
-            let replies = node.node.replica_api().apply(writes.clone(), origin).await;
+            let replies = node.node.replica_api().apply(writes.clone(), origin.into()).await;
             assert!(replies.iter().all(Result::is_ok), "{replies:?}");
         }
         let stats = node.client().stats();

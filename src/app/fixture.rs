@@ -16,8 +16,8 @@ use crate::domain::{
 use crate::ports::{
     Announcement, Answer, Book, Certification, ClientApi, Compacted, EntryStream, Hook, LogError,
     LogRecord, LogStats, Merged, MockClock, MockFailureDetector, MockMemberBook, MockOpLog,
-    MockPeerTransport, MockQuarantine, MockStore, OpLog, Peer, PeerError, PeerStats, PeerTransport,
-    ProtocolRange, ReplayVisitor, Replayed, SnapshotSource, StoreStats, WriteReply,
+    MockPeerTransport, MockQuarantine, MockStore, OpLog, Peer, PeerCall, PeerError, PeerStats,
+    PeerTransport, ProtocolRange, ReplayVisitor, Replayed, SnapshotSource, StoreStats, WriteReply,
 };
 
 use super::members::Members;
@@ -247,22 +247,22 @@ impl PeerTransport for Delayed {
         &self,
         peer: &Peer,
         write: KeyedEntry,
-        timeout: Duration,
+        call: PeerCall,
     ) -> Result<WriteReply, PeerError> {
-        self.delay(peer, timeout).await?;
+        self.delay(peer, call.timeout).await?;
         let longer = self.write_delays.get(&peer.id.as_u64()).copied().unwrap_or_default();
-        Self::wait(longer, timeout).await?;
-        self.inner.write(peer, write, timeout).await
+        Self::wait(longer, call.timeout).await?;
+        self.inner.write(peer, write, call).await
     }
 
     async fn read(
         &self,
         peer: &Peer,
         key: Key,
-        timeout: Duration,
+        call: PeerCall,
     ) -> Result<Option<Entry>, PeerError> {
-        self.delay(peer, timeout).await?;
-        self.inner.read(peer, key, timeout).await
+        self.delay(peer, call.timeout).await?;
+        self.inner.read(peer, key, call).await
     }
 
     async fn announce(

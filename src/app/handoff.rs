@@ -164,7 +164,7 @@ impl Handoff {
         };
         let write = KeyedEntry::new(key, entry);
         let timeout = time_for(write.payload_bytes(), self.limits.peer_timeout);
-        match self.transport.write(peer, write, timeout).await {
+        match self.transport.write(peer, write, timeout.into()).await {
             Ok(WriteReply::Applied { .. } | WriteReply::Superseded { .. }) => {
                 hint.key = None;
                 self.delivered.fetch_add(1, Ordering::Relaxed);

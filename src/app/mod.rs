@@ -44,6 +44,7 @@ mod refusals;
 mod repair;
 mod restorer;
 mod settings;
+mod slow_calls;
 mod stage;
 mod stamps;
 mod statements;

@@ -34,6 +34,7 @@ use super::reconcile::Reconciler;
 use super::recount::Recounter;
 use super::repair::ReadRepair;
 use super::settings::NodeSettings;
+use super::slow_calls::SlowCalls;
 use super::stage::{LifeStage, Stage};
 use super::stamps::Stamps;
 use super::tasks::Tasks;
@@ -204,6 +205,7 @@ impl Node {
             detector: Arc::clone(&parts.detector),
             clock: Arc::clone(&parts.clock),
             walks: settings.walks,
+            slow_calls: SlowCalls::beyond(settings.slow_log_threshold),
         });
         Self {
             stage,

@@ -6,15 +6,16 @@ use async_trait::async_trait;
 
 use crate::domain::{
     Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, LATE_NS, Phase, Summary,
-    Timestamp,
+    Timestamp, TraceContext,
 };
 use crate::ports::{
-    Announcement, ApplyError, Certification, Clock, EntryChunk, EntryStream, FailureDetector,
-    NotCertified, NotWhole, Origin, PeerError, Refusal, ReplicaApi, Store, WriteReply,
+    Announcement, ApplyError, Asked, Caller, Certification, Clock, EntryChunk, EntryStream,
+    FailureDetector, NotCertified, NotWhole, PeerError, Refusal, ReplicaApi, Store, WriteReply,
 };
 
 use super::announcer::Announcer;
 use super::apply::Replica;
+use super::slow_calls::SlowCalls;
 use super::walks::Walks;
 
 /// Bytes of keys and values in a chunk, unless a single entry is larger.
@@ -37,6 +38,7 @@ pub(crate) struct PeerService {
     pub(crate) detector: Arc<dyn FailureDetector>,
     pub(crate) clock: Arc<dyn Clock>,
     pub(crate) walks: Walks,
+    pub(crate) slow_calls: SlowCalls,
 }
 
 #[async_trait]
@@ -44,12 +46,20 @@ impl ReplicaApi for PeerService {
     async fn apply(
         &self,
         writes: Vec<KeyedEntry>,
-        origin: Origin,
+        asked: Asked,
     ) -> Vec<Result<WriteReply, ApplyError>> {
-        self.replica.apply(writes, origin).await
+        let (replies, took) = self.replica.apply_timed(writes, asked.origin).await;
+        self.slow_calls.note_writes(asked.caller, &asked.traces, took, &replies);
+        replies
     }
 
-    fn read(&self, key: &Key) -> Result<Option<Entry>, NotWhole> {
+    fn read(
+        &self,
+        key: &Key,
+        caller: Caller,
+        trace: Option<TraceContext>,
+    ) -> Result<Option<Entry>, NotWhole> {
+        self.slow_calls.note_read(caller, trace);
         match self.announcer.members.view().me().phase {
             Phase::Whole => Ok(self.replica.get(key)),
             Phase::Joining | Phase::Left => Err(NotWhole),

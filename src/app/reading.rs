@@ -14,9 +14,9 @@ use tokio::time::Instant;
 
 use crate::domain::{
     Confirmation, Entry, Key, KeyedEntry, Liveness, MemberView, NodeId, Progress, QuorumSpec,
-    ReadQuorum, Required,
+    ReadQuorum, Required, TraceContext,
 };
-use crate::ports::{Answer, Peer, PeerError, PeerTransport, Phases, Verdict};
+use crate::ports::{Answer, Peer, PeerCall, PeerError, PeerTransport, Phases, Verdict};
 
 use super::apply::Replica;
 use super::asking::{Asking, decide};
@@ -50,13 +50,14 @@ impl Reader {
         key: Key,
         quorum: QuorumSpec,
         deadline: Instant,
+        trace: Option<TraceContext>,
     ) -> Answer {
         let own_copy = self.replica.get(&key);
         if quorum == QuorumSpec::ONE {
             return answer(own_copy.as_ref(), QuorumSpec::ONE.among(1), 1);
         }
         // Boxed: the future of the short way out need not have room for timers.
-        Box::pin(self.read_from_peers(key, own_copy, quorum, deadline)).await
+        Box::pin(self.read_from_peers((key, own_copy), quorum, deadline, trace)).await
     }
 
     /// Reads `key` and makes sure, before it answers, that as many replicas hold what it answers as
@@ -66,12 +67,13 @@ impl Reader {
         key: Key,
         quorums: ConfirmedQuorums,
         deadline: Instant,
+        trace: Option<TraceContext>,
     ) -> Answer {
         let own_copy = self.replica.get(&key);
         let among = |replicas| Required::to_confirm(quorums.read, quorums.write, replicas);
         Box::pin(async move {
             let since = Instant::now();
-            let mut reading = self.begin(key, own_copy, among);
+            let mut reading = self.begin((key, own_copy), among, trace);
             decide(&mut reading, deadline).await;
             // What the replicas hold counts here, not that they answered.
             let mut achieved = reading.quorum.holders().len();
@@ -80,7 +82,7 @@ impl Reader {
             {
                 let entry = KeyedEntry::new(reading.key.clone(), newest);
                 let confirmation = Confirmation::of(&reading.quorum);
-                let mut write_back = WriteBack::new(Arc::clone(self), entry, confirmation);
+                let mut write_back = WriteBack::new(Arc::clone(self), entry, confirmation, trace);
                 decide(&mut write_back, deadline).await;
                 achieved = write_back.achieved();
                 // If one of them does not take it, it becomes a hint.
@@ -95,13 +97,13 @@ impl Reader {
 
     async fn read_from_peers(
         self: &Arc<Self>,
-        key: Key,
-        own_copy: Option<Entry>,
+        (key, own_copy): (Key, Option<Entry>),
         quorum: QuorumSpec,
         deadline: Instant,
+        trace: Option<TraceContext>,
     ) -> Answer {
         let since = Instant::now();
-        let mut reading = self.begin(key, own_copy, |replicas| quorum.among(replicas));
+        let mut reading = self.begin((key, own_copy), |replicas| quorum.among(replicas), trace);
         decide(&mut reading, deadline).await;
         let achieved = reading.quorum.achieved();
         reading.answer_with(achieved, since)
@@ -109,15 +111,16 @@ impl Reader {
 
     fn begin(
         self: &Arc<Self>,
-        key: Key,
-        own_copy: Option<Entry>,
+        (key, own_copy): (Key, Option<Entry>),
         required: impl FnOnce(usize) -> Required,
+        trace: Option<TraceContext>,
     ) -> Reading {
         let view = self.members.view();
         let required = required(view.size());
         let peers = self.nearest_first(&view);
         let quorum = ReadQuorum::new(required, view.me().id, own_copy, peers);
-        Reading { reader: Arc::clone(self), view, key, quorum, replies: FuturesUnordered::new() }
+        let (reader, replies) = (Arc::clone(self), FuturesUnordered::new());
+        Reading { reader, view, key, quorum, trace, replies }
     }
 
     /// The replicas worth asking: those not known to be down, by their usual round trip.
@@ -156,6 +159,7 @@ struct Reading {
     view: Arc<MemberView>,
     key: Key,
     quorum: ReadQuorum,
+    trace: Option<TraceContext>,
     replies: FuturesUnordered<BoxFuture<'static, CopyReply>>,
 }
 
@@ -185,7 +189,7 @@ impl Reading {
         let behind = self.quorum.behind();
         if let (Some(newest), false) = (self.quorum.newest(), behind.is_empty()) {
             let newest = KeyedEntry::new(self.key.clone(), newest.clone());
-            self.reader.repair.repair(newest, behind).await;
+            self.reader.repair.repair(newest, behind, self.trace).await;
         }
     }
 
@@ -226,9 +230,9 @@ impl Asking for Reading {
             return None;
         };
         let (transport, key) = (Arc::clone(&self.reader.transport), self.key.clone());
-        let timeout = self.reader.peer_timeout;
+        let call = PeerCall { timeout: self.reader.peer_timeout, trace: self.trace };
         self.replies
-            .push(Box::pin(async move { (peer.id, transport.read(&peer, key, timeout).await) }));
+            .push(Box::pin(async move { (peer.id, transport.read(&peer, key, call).await) }));
         Some(self.reader.hedge_at(id))
     }
 
@@ -255,7 +259,7 @@ fn answer(newest: Option<&Entry>, required: Required, achieved: usize) -> Answer
 mod tests {
     use super::*;
     use crate::app::fixture::{Fixture, NOW, TestNode, key, live, text, version};
-    use crate::domain::Timestamp;
+    use crate::domain::{Timestamp, Value};
     use crate::ports::{Certification, Consistency, RequestOptions, WriteReply};
     use std::sync::Mutex;
 
@@ -296,6 +300,39 @@ mod tests {
         assert_eq!(get(&node, "1").await.phases, Phases::default());
         let waited = get(&node, "2").await.phases.peers;
         assert!(waited >= SECOND / 10 && waited < SECOND / 5, "{waited:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_trace_of_a_request_goes_along_with_all_that_is_done_for_it() {
+        let trace = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
+        let trace = TraceContext::parse(trace);
+        assert!(trace.is_some());
+        for (consistency, trace) in [
+            (Consistency::Default, trace),
+            (Consistency::Confirmed, trace),
+            (Consistency::Default, None),
+        ] {
+            let mut fixture = Fixture::with_peers([2]);
+            let seen = Arc::new(Mutex::new(Vec::new()));
+            let (reads, writes) = (Arc::clone(&seen), Arc::clone(&seen));
+            fixture.transport.expect_read().returning(move |_, _, call| {
+                reads.lock().unwrap().push(("read", call.trace));
+                Ok(None)
+            });
+            fixture.transport.expect_write().returning(move |_, _, call| {
+                writes.lock().unwrap().push(("write", call.trace));
+                Ok(WriteReply::Applied { previous: None })
+            });
+            let node = fixture.build();
+            let quorum = Some("2".parse().unwrap());
+            let options = RequestOptions { quorum, consistency, trace, timeout: None };
+            // The peer has lost it when it is read, and is repaired.
+            node.client().add(key("k"), Value::new("v"), options).await.unwrap();
+            node.client().get(key("k"), options).await.unwrap();
+            node.node.finish().await;
+            let expected = [("write", trace), ("read", trace), ("write", trace)];
+            assert_eq!(*seen.lock().unwrap(), expected);
+        }
     }
 
     #[tokio::test(start_paused = true)]

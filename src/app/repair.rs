@@ -9,8 +9,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::domain::{Key, KeyedEntry, NodeId};
-use crate::ports::{Origin, Peer, PeerTransport};
+use crate::domain::{Key, KeyedEntry, NodeId, TraceContext};
+use crate::ports::{Origin, Peer, PeerCall, PeerTransport};
 
 use super::apply::Replica;
 use super::handoff::Handoff;
@@ -55,21 +55,31 @@ impl ReadRepair {
     }
 
     /// Sends `newest` to these replicas. Not cancel safe: it may apply an entry to this node.
-    pub(crate) async fn repair(&self, newest: KeyedEntry, behind: Vec<NodeId>) {
+    pub(crate) async fn repair(
+        &self,
+        newest: KeyedEntry,
+        behind: Vec<NodeId>,
+        trace: Option<TraceContext>,
+    ) {
         let Some(_turn) = self.begin(&newest.key) else { return };
         for node in behind {
-            self.repair_one(newest.clone(), node).await;
+            self.repair_one(newest.clone(), node, trace).await;
         }
     }
 
     /// Sends `newest` to one replica. Says whether that holds it now, or something newer. Not cancel
     /// safe, as [`repair`](Self::repair).
-    pub(crate) async fn repair_one(&self, newest: KeyedEntry, node: NodeId) -> bool {
+    pub(crate) async fn repair_one(
+        &self,
+        newest: KeyedEntry,
+        node: NodeId,
+        trace: Option<TraceContext>,
+    ) -> bool {
         let view = self.members.view();
         let sent = if node == view.me().id {
             self.replica.apply_one(newest, Origin::Repair).await.is_ok()
         } else if let Some(member) = view.get(node) {
-            self.send(&Peer::from(member), newest).await
+            self.send(&Peer::from(member), newest, trace).await
         } else {
             false
         };
@@ -79,9 +89,10 @@ impl ReadRepair {
         sent
     }
 
-    async fn send(&self, peer: &Peer, newest: KeyedEntry) -> bool {
+    async fn send(&self, peer: &Peer, newest: KeyedEntry, trace: Option<TraceContext>) -> bool {
         let key = newest.key.clone();
-        let sent = self.transport.write(peer, newest, self.peer_timeout).await.is_ok();
+        let call = PeerCall { timeout: self.peer_timeout, trace };
+        let sent = self.transport.write(peer, newest, call).await.is_ok();
         if !sent {
             self.handoff.note(peer.id, key);
         }

@@ -83,6 +83,8 @@ pub struct NodeSettings {
     pub tombstone_grace: Duration,
     /// How long a member may be down before tombstones are forgotten without it.
     pub max_absence: Duration,
+    /// Beyond this time what is done for a peer is a line of the log; `None`: never.
+    pub slow_log_threshold: Option<Duration>,
     /// Seed of the randomness of intervals and orders.
     pub random_seed: u64,
     /// Where walks over all keys happen.
@@ -108,6 +110,7 @@ impl NodeSettings {
             anti_entropy_interval: Duration::from_secs(30),
             tombstone_grace: Duration::from_secs(24 * 3_600),
             max_absence: Duration::from_secs(7 * 24 * 3_600),
+            slow_log_threshold: Some(Duration::from_millis(250)),
             random_seed: 0,
             walks: Walks::Aside,
         }

@@ -16,12 +16,12 @@ use tokio::time::Instant;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::domain::{
-    Content, Entry, Key, KeyedEntry, Liveness, MemberView, NodeId, Progress, QuorumSpec, Version,
+    Content, Entry, KeyedEntry, Liveness, MemberView, NodeId, Progress, TraceContext, Version,
     WriteQuorum,
 };
 use crate::ports::{
-    Answer, ApplyError, ClientError, LogError, Origin, Peer, PeerError, PeerTransport, Phases,
-    Verdict, WriteReply,
+    Answer, ApplyError, ClientError, LogError, Origin, Peer, PeerCall, PeerError, PeerTransport,
+    Phases, Verdict, WriteReply,
 };
 
 use super::apply::Replica;
@@ -53,21 +53,14 @@ pub(crate) struct Writer {
 }
 
 impl Writer {
-    /// Writes `content` and waits until the quorum is met or missed, at most until `deadline`.
-    /// Dropping the future does not stop the write.
-    pub(crate) async fn write(
-        self: &Arc<Self>,
-        key: Key,
-        content: Content,
-        quorum: QuorumSpec,
-        deadline: Instant,
-    ) -> Outcome {
+    /// Writes and waits until the quorum is met or missed, at most until the deadline. Dropping the
+    /// future does not stop the write.
+    pub(super) async fn write(self: &Arc<Self>, write: Write) -> Outcome {
         // Without a stamp nothing was sent to anybody.
-        let version =
-            self.stamps.stamp_before(deadline).await.map_err(|error| ClientError::from(&error))?;
+        let stamped = self.stamps.stamp_before(write.deadline).await;
+        let version = stamped.map_err(|error| ClientError::from(&error))?;
         // It may have had to join again, or have left, while it waited.
         self.members.check_whole().map_err(ClientError::NotReady)?;
-        let write = Write { key, content, quorum, deadline };
         Delivery(Some(Running::begin(Arc::clone(self), write, version))).decide().await
     }
 }
@@ -177,10 +170,10 @@ impl Running {
                 continue;
             }
             let (peer, keyed) = (Peer::from(member), keyed.clone());
-            let (transport, timeout) =
-                (Arc::clone(&self.writer.transport), self.writer.peer_timeout);
+            let transport = Arc::clone(&self.writer.transport);
+            let call = PeerCall { timeout: self.writer.peer_timeout, trace: self.write.trace };
             self.there.push(Box::pin(async move {
-                let result = transport.write(&peer, keyed, timeout).await;
+                let result = transport.write(&peer, keyed, call).await;
                 Reply { attempt, node: peer.id, result: result.map_err(Failure::There) }
             }));
         }
@@ -258,7 +251,9 @@ impl Running {
             // First of all: a replica that holds something newer counts as failed until then.
             if self.is_to_be_repeated() {
                 if let Err(error) = self.begin_again().await {
-                    tracing::warn!(%error, "write not repeated past a newer version");
+                    let trace_id = self.trace_id();
+                    let trace_id = trace_id.as_deref();
+                    tracing::warn!(%error, trace_id, "write not repeated past a newer version");
                     return self.outcome();
                 }
                 hopeless = false;
@@ -354,7 +349,9 @@ impl Running {
                 // These are reported once, by the log.
                 let known = [LogError::DiskFull, LogError::DurabilityLag].map(ApplyError::Log);
                 if !known.contains(&error) {
-                    tracing::warn!(%error, "write not taken by this node");
+                    let trace_id = self.trace_id();
+                    let trace_id = trace_id.as_deref();
+                    tracing::warn!(%error, trace_id, "write not taken by this node");
                 }
                 // A log that failed may hold it all the same, and the next start find it.
                 self.in_doubt |= matches!(error, ApplyError::Log(LogError::Failed(_)));
@@ -366,6 +363,10 @@ impl Running {
                 self.missed.push(node);
             }
         }
+    }
+
+    fn trace_id(&self) -> Option<String> {
+        self.write.trace.map(TraceContext::trace_id)
     }
 
     fn outcome(&self) -> Outcome {
@@ -785,7 +786,7 @@ mod tests {
         let node = Fixture::with_peers([2]).build();
         let far = NOW + 501_000_000;
         let write = KeyedEntry::new(key("k"), live(far, "v"));
-        let reply = node.node.replica_api().apply(vec![write], Origin::Replica).await;
+        let reply = node.node.replica_api().apply(vec![write], Origin::Replica.into()).await;
         let drift = ClockDrift { ahead_ns: 501_000_000, max_drift_ns: 500_000_000 };
         assert_eq!(reply, vec![Err(ApplyError::ClockDrift(drift))]);
         assert_eq!(node.held("k"), None);

@@ -14,6 +14,7 @@ mod entry;
 mod hints;
 mod horizon;
 mod key;
+mod line_budget;
 mod members;
 mod memory;
 mod quorum;
@@ -23,6 +24,7 @@ mod skew;
 mod start;
 mod stopping;
 mod summary;
+mod trace;
 mod value;
 mod version;
 mod write_quorum;
@@ -38,6 +40,7 @@ pub use entry::{Content, Entry, KeyedEntry};
 pub use hints::HintQueue;
 pub use horizon::{EqualRound, Evidence, LATE_NS, Proposal, counted, is_proposer};
 pub use key::{InvalidKey, Key, MAX_KEY_BYTES};
+pub use line_budget::LineBudget;
 pub use members::{
     CannotForget, FORGOTTEN_AHEAD, Forgotten, Liveness, Meeting, Member, MemberState, MemberView,
     Phase, RecordChange,
@@ -50,6 +53,7 @@ pub use skew::{BehindHorizon, ClockSample, ClockSkew};
 pub use start::{Contact, KeptData, Roundup, Start};
 pub use stopping::{QuorumKind, StopCheck, StopRisk, StopWitness};
 pub use summary::{Remedy, Summary};
+pub use trace::TraceContext;
 pub use value::{MAX_VALUE_BYTES, Value};
 pub use version::{InvalidNodeId, NodeId, Timestamp, Version};
 pub use write_quorum::WriteQuorum;

@@ -6,7 +6,7 @@ use async_trait::async_trait;
 
 use crate::domain::{
     CannotForget, Digest, Forgotten, Key, Member, MemberState, MemoryLimit, NodeId, QuorumSpec,
-    StopRisk, Timestamp, Value,
+    StopRisk, Timestamp, TraceContext, Value,
 };
 
 use super::{
@@ -95,6 +95,8 @@ pub struct RequestOptions {
     pub timeout: Option<Duration>,
     /// Of a read.
     pub consistency: Consistency,
+    /// What it is a part of: goes along to the nodes that are asked, and into log lines.
+    pub trace: Option<TraceContext>,
 }
 
 /// What a read has made sure of before it answers.

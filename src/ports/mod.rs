@@ -40,12 +40,13 @@ pub use log_level::{InvalidLogLevel, LogLevel};
 pub use peer_stats::{ConnectionStats, PeerStats, ReplyTimes};
 pub use quarantine::{Quarantine, QuarantineError};
 pub use replica::{
-    ApplyError, Certification, EntryChunk, EntryStream, MAX_FETCHED, NotCertified, NotWhole,
-    ReplicaApi, WriteReply,
+    ApplyError, Asked, Caller, Certification, EntryChunk, EntryStream, MAX_FETCHED, NotCertified,
+    NotWhole, ReplicaApi, WriteReply,
 };
 pub use store::{Merged, Store, StoreStats};
 pub use transport::{
-    Announcement, PROTOCOL_VERSION, Peer, PeerError, PeerTransport, ProtocolRange, Refusal,
+    Announcement, PROTOCOL_VERSION, Peer, PeerCall, PeerError, PeerTransport, ProtocolRange,
+    Refusal,
 };
 
 #[cfg(test)]

@@ -5,8 +5,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 
 use crate::domain::{
-    Bucket, BucketSet, ClockDrift, Digest, DigestLevel, Entry, Key, KeyedEntry, Summary, Timestamp,
-    Version,
+    Bucket, BucketSet, ClockDrift, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Summary,
+    Timestamp, TraceContext, Version,
 };
 
 use super::{Announcement, LogError, Origin, PeerError, Refusal};
@@ -25,14 +25,19 @@ pub trait ReplicaApi: Send + Sync + 'static {
     async fn apply(
         &self,
         writes: Vec<KeyedEntry>,
-        origin: Origin,
+        asked: Asked,
     ) -> Vec<Result<WriteReply, ApplyError>>;
 
     /// This node's copy, tombstones included.
     ///
     /// # Errors
     /// [`NotWhole`] as long as "nothing" would not mean that nothing was written.
-    fn read(&self, key: &Key) -> Result<Option<Entry>, NotWhole>;
+    fn read(
+        &self,
+        key: &Key,
+        caller: Caller,
+        trace: Option<TraceContext>,
+    ) -> Result<Option<Entry>, NotWhole>;
 
     /// The digest of all entries.
     fn digest(&self) -> Digest;
@@ -70,6 +75,33 @@ pub trait ReplicaApi: Send + Sync + 'static {
 
     /// A packet for the failure detector. Never blocks; may be dropped like any datagram.
     fn gossip(&self, packet: &[u8]);
+}
+
+/// Who asks, as far as is known, and for how long the question has waited here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Caller {
+    /// The node that says it is the one.
+    pub node: Option<NodeId>,
+    /// From its arrival to the call.
+    pub waited: Duration,
+}
+
+/// Why there is something to [apply](ReplicaApi::apply).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Asked {
+    /// By which way the writes come.
+    pub origin: Origin,
+    /// Who sends them.
+    pub caller: Caller,
+    /// The traces that writes are a part of, with the place of the write. Those of none have none here.
+    pub traces: Vec<(usize, TraceContext)>,
+}
+
+impl From<Origin> for Asked {
+    /// By nobody in particular.
+    fn from(origin: Origin) -> Self {
+        Self { origin, caller: Caller::default(), traces: Vec::new() }
+    }
 }
 
 /// That a node holds everything up to a horizon, as a peer found by comparing with it.

@@ -6,6 +6,7 @@ use async_trait::async_trait;
 
 use crate::domain::{
     BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Member, NodeId, Summary, Timestamp,
+    TraceContext,
 };
 
 use super::{Certification, EntryStream, PeerStats, WriteReply};
@@ -27,6 +28,8 @@ pub const PROTOCOL_VERSION: u32 = 1;
 /// * Dropping the future of a call does not take back a request that is under way; one that still
 ///   waits for a connection may be left unsent.
 /// * `write` and `read` to one peer may overtake each other.
+/// * The trace of a `write` or `read` SHOULD reach the peer's [`ReplicaApi`](super::ReplicaApi); no call
+///   fails for it.
 #[cfg_attr(test, mockall::automock)]
 #[async_trait]
 pub trait PeerTransport: Send + Sync + 'static {
@@ -35,16 +38,12 @@ pub trait PeerTransport: Send + Sync + 'static {
         &self,
         peer: &Peer,
         write: KeyedEntry,
-        timeout: Duration,
+        call: PeerCall,
     ) -> Result<WriteReply, PeerError>;
 
     /// The peer's copy of a key, tombstones included.
-    async fn read(
-        &self,
-        peer: &Peer,
-        key: Key,
-        timeout: Duration,
-    ) -> Result<Option<Entry>, PeerError>;
+    async fn read(&self, peer: &Peer, key: Key, call: PeerCall)
+    -> Result<Option<Entry>, PeerError>;
 
     /// States this node to whoever is at this address (`HOST:PORT`, the host an IPv4, `[IPv6]` or
     /// DNS name, resolved anew) and returns what that node states in turn.
@@ -127,6 +126,22 @@ pub trait PeerTransport: Send + Sync + 'static {
 
     /// Closes every connection, after what is under way or its timeout.
     async fn close(&self);
+}
+
+/// A read or write at a peer: how long it may take, and what it is a part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PeerCall {
+    /// See [`PeerTransport`].
+    pub timeout: Duration,
+    /// The trace of the request that it is made for, if that has one.
+    pub trace: Option<TraceContext>,
+}
+
+impl From<Duration> for PeerCall {
+    /// Of no trace.
+    fn from(timeout: Duration) -> Self {
+        Self { timeout, trace: None }
+    }
 }
 
 /// A node to be reached: at this address there must be this node.

@@ -14,8 +14,10 @@ use rapidhash::fast::RandomState;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use crate::domain::TraceContext;
 use crate::ports::{PeerError, PeerStats};
 
+use super::convert::trace_to_wire;
 use super::fragments::BATCH_BYTES;
 use super::wire::{ReplyBatch, Request, RequestBatch, reply, request};
 
@@ -62,6 +64,7 @@ pub(super) struct StreamNumber(u64);
 
 struct Call {
     kind: request::Kind,
+    trace: Option<TraceContext>,
     bytes: usize,
     reply: oneshot::Sender<Reply>,
 }
@@ -76,6 +79,7 @@ impl Calls {
     pub(super) fn queue(
         &self,
         kind: request::Kind,
+        trace: Option<TraceContext>,
         reply: oneshot::Sender<Reply>,
     ) -> Result<(), PeerError> {
         let bytes = size(&kind);
@@ -87,7 +91,7 @@ impl Calls {
                 return Err(full());
             }
             state.queued_bytes += bytes;
-            state.queue.push_back(Call { kind, bytes, reply });
+            state.queue.push_back(Call { kind, trace, bytes, reply });
             Ok(())
         })
     }
@@ -243,7 +247,8 @@ impl State {
                 self.last_id += 1;
                 let id = self.last_id;
                 self.under_way.insert(id, Waiting { reply: call.reply, sent });
-                batch.requests.push(Request { id, kind: Some(call.kind) });
+                let trace = trace_to_wire(call.trace);
+                batch.requests.push(Request { id, kind: Some(call.kind), trace });
             }
         }
         batch
@@ -298,7 +303,7 @@ mod tests {
 
     fn queue(calls: &Calls, key: &str) -> Answer {
         let (reply, answer) = oneshot::channel();
-        calls.queue(request::Kind::Read(key.to_owned().into()), reply).unwrap();
+        calls.queue(request::Kind::Read(key.to_owned().into()), None, reply).unwrap();
         answer
     }
 
@@ -436,7 +441,7 @@ mod tests {
         assert_eq!(sent.try_recv(), Ok(Err(PeerError::TimedOut)));
         assert!(matches!(queued.try_recv(), Ok(Err(PeerError::Unreachable(_)))));
         let (reply, _answer) = oneshot::channel();
-        let refused = calls.queue(request::Kind::Read("c".into()), reply);
+        let refused = calls.queue(request::Kind::Read("c".into()), None, reply);
         assert!(matches!(refused, Err(PeerError::Unreachable(_))));
         assert!(calls.is_closed());
     }
@@ -445,7 +450,7 @@ mod tests {
     fn calls_are_bounded_in_number_and_bytes() {
         let long = |calls: &Calls, bytes: usize| {
             let (reply, answer) = oneshot::channel();
-            calls.queue(request::Kind::Read(vec![b'k'; bytes].into()), reply).map(|()| answer)
+            calls.queue(request::Kind::Read(vec![b'k'; bytes].into()), None, reply).map(|()| answer)
         };
         let calls = Calls::default();
         let answers: Vec<_> = (0..QUEUE_LENGTH).map(|_| long(&calls, 1)).collect();

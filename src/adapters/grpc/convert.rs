@@ -9,7 +9,7 @@ use tonic::Status;
 
 use crate::domain::{
     Bucket, BucketSet, DigestLevel, Entry, Group, Key, KeyedEntry, MAX_VALUE_BYTES, Member, NodeId,
-    Phase, Summary, Timestamp, Value, Version,
+    Phase, Summary, Timestamp, TraceContext, Value, Version,
 };
 use crate::ports::{
     Announcement, Certification, EntryChunk, MAX_FETCHED, PeerError, ProtocolRange, WriteReply,
@@ -81,6 +81,11 @@ pub(super) fn entry_from_wire(entry: &wire::Entry) -> Result<Entry, Malformed> {
 pub(super) fn key_from_wire(key: &[u8]) -> Result<Key, Malformed> {
     let text = str::from_utf8(key).map_err(|_| Malformed::from("a key that is not UTF-8"))?;
     Key::new(text).map_err(|error| Malformed(error.to_string()))
+}
+
+/// Nothing for none.
+pub(super) fn trace_to_wire(trace: Option<TraceContext>) -> Bytes {
+    trace.map_or_else(Bytes::new, |trace| Bytes::copy_from_slice(&trace.to_bytes()))
 }
 
 pub(super) fn reply_from_wire(reply: wire::reply::Kind) -> Result<WriteReply, PeerError> {
@@ -393,6 +398,19 @@ mod tests {
         assert!(level_from_wire(&[3, 3]).is_err() && level_from_wire(&[4, 3]).is_err());
         let chunk = wire::Chunk { complete_through: Some(65_536), ..wire::Chunk::default() };
         assert!(chunk_from_wire(&chunk).is_err());
+    }
+
+    #[test]
+    fn a_request_without_a_trace_is_no_longer_than_before_there_were_traces() {
+        let read = |trace| {
+            let kind = Some(wire::request::Kind::Read("k".into()));
+            wire::Request { id: 1, kind, trace: trace_to_wire(trace) }.encode_to_vec()
+        };
+        assert_eq!(read(None), [8, 1, 26, 1, b'k']);
+        let trace = TraceContext::from_bytes(&[7; TraceContext::BYTES]);
+        let with = read(trace);
+        let decoded = wire::Request::decode(with.as_slice()).unwrap();
+        assert_eq!((with.len(), TraceContext::from_bytes(&decoded.trace)), (5 + 27, trace));
     }
 
     #[test]

@@ -9,18 +9,20 @@ use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 use std::vec;
 
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, Stream, StreamExt, stream};
 use prost::Message;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 use tonic::{Status, Streaming};
 
-use crate::domain::{Key, KeyedEntry};
-use crate::ports::{Origin, ReplicaApi};
+use crate::domain::{Key, NodeId, TraceContext};
+use crate::ports::{Asked, Caller, Origin, ReplicaApi};
 
 use super::convert::{copy_to_wire, key_from_wire, keyed_from_wire, reply_to_wire};
 use super::fragments::{BATCH_BYTES, Reassembly, split};
@@ -32,6 +34,8 @@ const BATCHES_AT_A_TIME: usize = 64;
 /// The requests of one stream, and what is known of their answers.
 pub(super) struct Answers {
     replica: Arc<dyn ReplicaApi>,
+    /// Who asks, if it says so.
+    caller: Option<NodeId>,
     /// `None` once there will be no more.
     requests: Option<Streaming<RequestBatch>>,
     reassembly: Reassembly,
@@ -45,13 +49,20 @@ pub(super) struct Answers {
     replies: VecDeque<Reply>,
     /// What is to be answered from memory, when its turn to be sent has come: many large values at
     /// once would be many times the limit of a message.
-    asked: VecDeque<(u64, Asked)>,
+    asked: VecDeque<Question>,
     /// What is left of a message that travels in parts.
     parts: vec::IntoIter<ReplyBatch>,
 }
 
 /// What needs no log.
-enum Asked {
+struct Question {
+    id: u64,
+    kind: Kind,
+    trace: Option<TraceContext>,
+    received: Instant,
+}
+
+enum Kind {
     Read(Key),
     Malformed(String),
 }
@@ -59,12 +70,13 @@ enum Asked {
 impl Answers {
     pub(super) fn new(
         replica: Arc<dyn ReplicaApi>,
-        requests: Streaming<RequestBatch>,
+        (caller, requests): (Option<NodeId>, Streaming<RequestBatch>),
         tasks: TaskTracker,
         stop: CancellationToken,
     ) -> Self {
         Self {
             replica,
+            caller,
             requests: Some(requests),
             reassembly: Reassembly::default(),
             tasks,
@@ -118,7 +130,9 @@ impl Answers {
     /// Replies to send together: as many as fit into a batch, or a single one.
     fn fill_batch(&mut self) -> Option<ReplyBatch> {
         let (mut batch, mut bytes) = (ReplyBatch::default(), 0);
-        while let Some(reply) = self.next_reply() {
+        // Once for all that are answered here.
+        let now = if self.asked.is_empty() { None } else { Some(Instant::now()) };
+        while let Some(reply) = self.next_reply(now) {
             bytes += reply.encoded_len();
             if bytes > BATCH_BYTES && !batch.replies.is_empty() {
                 self.next = Some(reply);
@@ -129,18 +143,21 @@ impl Answers {
         Some(batch).filter(|batch| !batch.replies.is_empty())
     }
 
-    fn next_reply(&mut self) -> Option<Reply> {
+    fn next_reply(&mut self, now: Option<Instant>) -> Option<Reply> {
         let known = self.next.take().or_else(|| self.replies.pop_front());
-        known.or_else(|| self.asked.pop_front().map(|(id, asked)| self.answer(id, asked)))
+        known.or_else(|| self.asked.pop_front().map(|question| self.answer(question, now)))
     }
 
-    fn answer(&self, id: u64, asked: Asked) -> Reply {
-        let kind = match asked {
-            Asked::Read(key) => match self.replica.read(&key) {
+    fn answer(&self, question: Question, now: Option<Instant>) -> Reply {
+        let Question { id, kind, trace, received } = question;
+        let waited = now.map_or(Duration::ZERO, |now| now.saturating_duration_since(received));
+        let caller = Caller { node: self.caller, waited };
+        let kind = match kind {
+            Kind::Read(key) => match self.replica.read(&key, caller, trace) {
                 Ok(copy) => copy_to_wire(copy.as_ref()),
                 Err(refused) => reply::Kind::Rejected(refused.to_string()),
             },
-            Asked::Malformed(why) => reply::Kind::Rejected(why),
+            Kind::Malformed(why) => reply::Kind::Rejected(why),
         };
         Reply { id, kind: Some(kind) }
     }
@@ -150,35 +167,40 @@ impl Answers {
         // A stop waits also for what is carried out here and now.
         let _token = self.tasks.token();
         let Some(batch) = self.reassembly.accept(part)? else { return Ok(()) };
+        let received = Instant::now();
         let (mut ids, mut writes) = (Vec::with_capacity(batch.requests.len()), Vec::new());
+        let mut traces = Vec::new();
         for request in batch.requests {
-            match request.kind {
+            let (id, trace) = (request.id, TraceContext::from_bytes(&request.trace));
+            let kind = match request.kind {
                 Some(request::Kind::Write(entry)) => match keyed_from_wire(&entry) {
                     Ok(write) => {
-                        ids.push(request.id);
+                        traces.extend(trace.map(|trace| (writes.len(), trace)));
+                        ids.push(id);
                         writes.push(write);
+                        continue;
                     }
-                    Err(malformed) => {
-                        self.asked.push_back((request.id, Asked::Malformed(malformed.0)));
-                    }
+                    Err(malformed) => Kind::Malformed(malformed.0),
                 },
-                Some(request::Kind::Read(key)) => {
-                    let asked = match key_from_wire(&key) {
-                        Ok(key) => Asked::Read(key),
-                        Err(malformed) => Asked::Malformed(malformed.0),
-                    };
-                    self.asked.push_back((request.id, asked));
-                }
-                None => {
-                    let why = "a request for nothing this node knows".into();
-                    self.asked.push_back((request.id, Asked::Malformed(why)));
-                }
-            }
+                Some(request::Kind::Read(key)) => match key_from_wire(&key) {
+                    Ok(key) => Kind::Read(key),
+                    Err(malformed) => Kind::Malformed(malformed.0),
+                },
+                None => Kind::Malformed("a request for nothing this node knows".into()),
+            };
+            self.asked.push_back(Question { id, kind, trace, received });
         }
         if writes.is_empty() {
             return Ok(());
         }
-        let applying = AssertUnwindSafe(apply(Arc::clone(&self.replica), ids, writes));
+        let (replica, caller) = (Arc::clone(&self.replica), self.caller);
+        let applying = AssertUnwindSafe(async move {
+            let caller = Caller { node: caller, waited: received.elapsed() };
+            let asked = Asked { origin: Origin::Replica, caller, traces };
+            let replies = replica.apply(writes, asked).await;
+            let numbered = ids.into_iter().zip(replies);
+            numbered.map(|(id, reply)| Reply { id, kind: Some(reply_to_wire(reply)) }).collect()
+        });
         // Writes at which something panics are not answered; all others are.
         let mut applying = Box::pin(applying.catch_unwind().map(Result::unwrap_or_default));
         // Most logs take a batch at once. But what is asked beside it must not wait for the disk.
@@ -193,10 +215,4 @@ impl Answers {
 
 async fn receive(requests: &mut Option<Streaming<RequestBatch>>) -> Option<RequestBatch> {
     requests.as_mut()?.next().await?.ok()
-}
-
-async fn apply(replica: Arc<dyn ReplicaApi>, ids: Vec<u64>, writes: Vec<KeyedEntry>) -> Vec<Reply> {
-    let replies = replica.apply(writes, Origin::Replica).await;
-    let numbered = ids.into_iter().zip(replies);
-    numbered.map(|(id, reply)| Reply { id, kind: Some(reply_to_wire(reply)) }).collect()
 }

@@ -12,6 +12,7 @@ use crate::ports::{PeerError, ProtocolRange, Refusal};
 const CLUSTER: &str = "lally-cluster-bin";
 const PROTOCOL: &str = "lally-protocol";
 const NODE: &str = "lally-node";
+const CALLER: &str = "lally-caller";
 const REFUSAL: &str = "lally-refusal-bin";
 
 /// This end of every call.
@@ -28,6 +29,7 @@ impl Handshake {
         let metadata = request.metadata_mut();
         metadata.insert_bin(CLUSTER, MetadataValue::from_bytes(self.cluster.as_bytes()));
         insert(metadata, PROTOCOL, &range_text(ProtocolRange::OURS));
+        insert(metadata, CALLER, &self.me.to_string());
         if let Some(expected) = expected {
             insert(metadata, NODE, &expected.to_string());
         }
@@ -55,6 +57,11 @@ impl Handshake {
             Some(Err(_)) => Err(Status::invalid_argument("lally-node is not a node id")),
         }
     }
+}
+
+/// Who calls, if he says so; for the logs.
+pub(super) fn caller(metadata: &MetadataMap) -> Option<NodeId> {
+    text(metadata, CALLER)?.parse().ok()
 }
 
 /// A refusal, as a status that [`error`] turns back.

@@ -18,7 +18,7 @@ use tonic::Streaming;
 use tonic::transport::Channel;
 
 use crate::domain::NodeId;
-use crate::ports::{PeerError, PeerStats};
+use crate::ports::{PeerCall, PeerError, PeerStats};
 
 use super::calls::{Calls, Reply, StreamNumber};
 use super::fragments::{Reassembly, split};
@@ -73,13 +73,13 @@ impl Link {
     }
 
     /// Sends a request and waits for its reply.
-    pub(super) async fn call(&self, kind: request::Kind, timeout: Duration) -> Reply {
+    pub(super) async fn call(&self, kind: request::Kind, call: PeerCall) -> Reply {
         if let Some(down) = self.shared.down.load().as_deref() {
             return Err(down.clone());
         }
         let (reply, answered) = oneshot::channel();
-        self.shared.calls.queue(kind, reply)?;
-        match tokio::time::timeout(timeout, answered).await {
+        self.shared.calls.queue(kind, call.trace, reply)?;
+        match tokio::time::timeout(call.timeout, answered).await {
             Ok(Ok(reply)) => reply,
             // The task ended without a word, or is slow: the request may have been sent.
             Ok(Err(_)) | Err(_) => Err(PeerError::TimedOut),

@@ -20,7 +20,8 @@ use crate::domain::{
     BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Summary, Timestamp,
 };
 use crate::ports::{
-    Announcement, Certification, EntryStream, Peer, PeerError, PeerStats, PeerTransport, WriteReply,
+    Announcement, Certification, EntryStream, Peer, PeerCall, PeerError, PeerStats, PeerTransport,
+    WriteReply,
 };
 
 use super::convert::{
@@ -213,25 +214,24 @@ impl PeerTransport for GrpcPeers {
         &self,
         peer: &Peer,
         write: KeyedEntry,
-        timeout: Duration,
+        call: PeerCall,
     ) -> Result<WriteReply, PeerError> {
         let _call = self.begin()?;
         let request = request::Kind::Write(keyed_to_wire(&write));
         let link = self.link(peer)?;
-        link.counted(link.call(request, timeout).await.and_then(reply_from_wire))
+        link.counted(link.call(request, call).await.and_then(reply_from_wire))
     }
 
     async fn read(
         &self,
         peer: &Peer,
         key: Key,
-        timeout: Duration,
+        call: PeerCall,
     ) -> Result<Option<Entry>, PeerError> {
         let _call = self.begin()?;
-        let key = Bytes::copy_from_slice(key.as_str().as_bytes());
+        let request = request::Kind::Read(Bytes::copy_from_slice(key.as_str().as_bytes()));
         let link = self.link(peer)?;
-        let reply = link.call(request::Kind::Read(key), timeout).await;
-        link.counted(reply.and_then(copy_from_wire))
+        link.counted(link.call(request, call).await.and_then(copy_from_wire))
     }
 
     async fn announce(
@@ -416,7 +416,7 @@ mod tests {
         let gone = Peer { id: NodeId::new(2), addr: addr.clone() };
         let newcomer = Peer { id: NodeId::new(3), addr };
         for peer in [&gone, &newcomer] {
-            let outcome = peers.read(peer, Key::new("k").unwrap(), SOON).await;
+            let outcome = peers.read(peer, Key::new("k").unwrap(), SOON.into()).await;
             assert!(matches!(outcome, Err(PeerError::Unreachable(_))), "{outcome:?}");
         }
         peers.release(&gone);

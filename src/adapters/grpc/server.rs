@@ -26,7 +26,7 @@ use super::convert::{
 use super::data::Answers;
 use super::dial::{Connection, Upgrade};
 use super::fragments::{Fragmented, MAX_MESSAGE_BYTES, Reassembly};
-use super::handshake::{Handshake, refused};
+use super::handshake::{Handshake, caller, refused};
 use super::streams::send_chunks;
 use super::wire::peer_server::{Peer, PeerServer};
 use super::wire::{
@@ -231,7 +231,8 @@ impl Peer for Service {
     ) -> Result<Response<Self::DataStream>, Status> {
         self.handshake.check(request.metadata())?;
         let (replica, tasks) = (Arc::clone(&self.replica), self.tasks.clone());
-        let answers = Answers::new(replica, request.into_inner(), tasks, self.stop.clone());
+        let from = (caller(request.metadata()), request.into_inner());
+        let answers = Answers::new(replica, from, tasks, self.stop.clone());
         Ok(Response::new(Box::pin(answers.into_stream())))
     }
 
@@ -317,7 +318,7 @@ impl Peer for Service {
             let entries = chunk_from_wire(&chunk)?.entries;
             let replica = Arc::clone(&self.replica);
             // In a task of its own: the caller may go away halfway, an apply must not.
-            let applying = async move { replica.apply(entries, Origin::Sync).await };
+            let applying = async move { replica.apply(entries, Origin::Sync.into()).await };
             let replies = self.tasks.spawn(applying).await;
             for reply in replies.map_err(|error| Status::internal(error.to_string()))? {
                 match reply {

@@ -321,7 +321,7 @@ fn key(text: &str) -> Result<Key, Refusal> {
 }
 
 const fn options(quorum: Option<QuorumSpec>, timeout: Option<Duration>) -> RequestOptions {
-    RequestOptions { quorum, timeout, consistency: Consistency::Default }
+    RequestOptions { quorum, timeout, consistency: Consistency::Default, trace: None }
 }
 
 fn quotable(text: &str) -> Cow<'_, str> {

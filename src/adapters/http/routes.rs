@@ -19,8 +19,8 @@ use hyper::body::Body as HttpBody;
 use tokio::time::Instant;
 use tower::{Service, ServiceExt};
 
-use crate::domain::Forgotten;
-use crate::ports::{ClientApi, Consistency, OpKind, Verdict};
+use crate::domain::{Forgotten, TraceContext};
+use crate::ports::{ClientApi, Consistency, OpKind, RequestOptions, Verdict};
 
 use super::admission::{Places, Room};
 use super::body::{HeldBody, Write};
@@ -91,7 +91,7 @@ where
                 tracing::debug!(
                     http_status = response.status().as_u16(),
                     request_id = identity.id(),
-                    trace_id = identity.trace_id(),
+                    trace_id = identity.trace_id().as_deref(),
                     "request answered"
                 );
                 identity.sign(response.headers_mut());
@@ -158,7 +158,8 @@ impl Front {
             Ok(client) => match self.read(request, &mut found.body).await {
                 // Its room is given back when it is answered.
                 Ok((bytes, _room)) => {
-                    self.admitted(self.work(call, &client, bytes, &mut found)).await
+                    let asking = (&client, identity.trace());
+                    self.admitted(self.work(call, asking, bytes, &mut found)).await
                 }
                 Err(refusal) => Err(refusal),
             },
@@ -180,7 +181,7 @@ impl Front {
             code = outcome.code().map(Code::as_str),
             micros = took.as_micros(),
             request_id = identity.id(),
-            trace_id = identity.trace_id(),
+            trace_id = identity.trace_id().as_deref(),
             "request answered"
         );
         identity.sign(response.headers_mut());
@@ -190,7 +191,7 @@ impl Front {
     async fn work(
         &self,
         call: OpKind,
-        client: &Admitted,
+        (client, trace): (&Admitted, Option<TraceContext>),
         bytes: Bytes,
         found: &mut Findings,
     ) -> Result {
@@ -198,7 +199,7 @@ impl Front {
             OpKind::Get => {
                 let (key, options) = body::parse_get(&bytes)?;
                 client.check(&key)?;
-                let answer = self.api.get(key.clone(), options).await;
+                let answer = self.api.get(key.clone(), RequestOptions { trace, ..options }).await;
                 let key = found.key.insert(key).as_str();
                 let answer = answer?;
                 let response = match options.consistency {
@@ -212,6 +213,7 @@ impl Front {
                 client.check(&key)?;
                 // The value has its own copy now; the rest of the frame need not wait for the quorum.
                 drop(bytes);
+                let options = RequestOptions { trace, ..options };
                 let answer = self.api.add(key.clone(), value, options).await;
                 let key = found.key.insert(key).as_str();
                 let answer = answer?;
@@ -221,6 +223,7 @@ impl Front {
             OpKind::Remove => {
                 let (key, options) = body::parse_key(&bytes)?;
                 client.check(&key)?;
+                let options = RequestOptions { trace, ..options };
                 let answer = self.api.remove(key.clone(), options).await;
                 let key = found.key.insert(key).as_str();
                 let answer = answer?;
@@ -615,12 +618,15 @@ mod tests {
             quorum: Some(QuorumSpec::Majority),
             timeout: Some(Duration::from_millis(150)),
             consistency: Consistency::Confirmed,
+            trace: TraceContext::parse(TRACEPARENT),
         };
         api.expect_get()
             .withf(move |_, options| *options == expected)
             .return_once(|_, _| Ok(found(None)));
         let body = r#"{"key":"k","quorum":"majority","timeout_ms":150,"consistency":"confirmed"}"#;
-        assert_eq!(post(&app(api), "/get", body).await.0, 200);
+        let mut request = request(Method::POST, "/get", body);
+        request.headers_mut().insert("traceparent", TRACEPARENT.parse().unwrap());
+        assert_eq!(send(&app(api), request).await.0.status(), 200);
     }
 
     #[tokio::test]

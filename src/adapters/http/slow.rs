@@ -10,17 +10,12 @@ use std::time::Duration;
 use tokio::time::Instant;
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::domain::Key;
+use crate::domain::{Key, LineBudget};
 use crate::ports::Phases;
 
 use super::errors::Code;
 use super::identity::Identity;
 use super::metrics::{Call, Outcome};
-
-/// Lines in a window.
-const LINES: u32 = 10;
-
-const WINDOW: Duration = Duration::from_secs(1);
 
 /// What is found out about a request while it is worked on.
 #[derive(Debug, Default)]
@@ -34,14 +29,16 @@ pub(super) struct Findings {
 }
 
 /// Writes the lines.
-#[derive(Debug, Default)]
-pub(super) struct SlowLog(Mutex<Window>);
+#[derive(Debug)]
+pub(super) struct SlowLog {
+    since: Instant,
+    budget: Mutex<LineBudget>,
+}
 
-#[derive(Debug, Default)]
-struct Window {
-    began: Option<Instant>,
-    lines: u32,
-    suppressed: u64,
+impl Default for SlowLog {
+    fn default() -> Self {
+        Self { since: Instant::now(), budget: Mutex::default() }
+    }
 }
 
 impl SlowLog {
@@ -53,7 +50,8 @@ impl SlowLog {
         identity: &Identity,
         found: &Findings,
     ) {
-        let admitted = self.0.lock().unwrap_or_else(PoisonError::into_inner).admit(began + took);
+        let now = (began + took).saturating_duration_since(self.since);
+        let admitted = self.budget.lock().unwrap_or_else(PoisonError::into_inner).admit(now);
         let Some(suppressed) = admitted else { return };
         let Findings { key, body, phases } = found;
         let elsewhere = *body + phases.hooks + phases.log.max(phases.peers);
@@ -70,25 +68,10 @@ impl SlowLog {
             peers_ms = millis(phases.peers),
             here_ms = millis(took.saturating_sub(elsewhere)),
             request_id = identity.id(),
-            trace_id = identity.trace_id(),
+            trace_id = identity.trace_id().as_deref(),
             suppressed,
             "slow request"
         );
-    }
-}
-
-impl Window {
-    /// Whether there is a line for what ended now: how many had none since the last.
-    fn admit(&mut self, now: Instant) -> Option<u64> {
-        if self.began.is_none_or(|began| now.saturating_duration_since(began) >= WINDOW) {
-            (self.began, self.lines) = (Some(now), 0);
-        }
-        if self.lines >= LINES {
-            self.suppressed += 1;
-            return None;
-        }
-        self.lines += 1;
-        Some(std::mem::take(&mut self.suppressed))
     }
 }
 
@@ -99,23 +82,4 @@ fn hash(key: &Key) -> String {
 
 fn millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_second_has_ten_lines_and_the_next_one_says_how_many_are_missing() {
-        let (mut window, begin) = (Window::default(), Instant::now());
-        for _ in 0..LINES {
-            assert_eq!(window.admit(begin), Some(0));
-        }
-        for _ in 0..7 {
-            assert_eq!(window.admit(begin + WINDOW / 2), None);
-        }
-        assert_eq!(window.admit(begin + WINDOW), Some(7));
-        // One that began earlier and is told later.
-        assert_eq!(window.admit(begin), Some(0));
-    }
 }

@@ -16,8 +16,8 @@ use crate::domain::{
     BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Summary, Timestamp,
 };
 use crate::ports::{
-    Announcement, ApplyError, Certification, EntryChunk, EntryStream, Origin, Peer, PeerError,
-    PeerStats, PeerTransport, Refusal, ReplicaApi, WriteReply,
+    Announcement, ApplyError, Asked, Caller, Certification, EntryChunk, EntryStream, Origin, Peer,
+    PeerCall, PeerError, PeerStats, PeerTransport, Refusal, ReplicaApi, WriteReply,
 };
 
 /// A stream that does not begin within this time has timed out.
@@ -121,6 +121,12 @@ impl MemoryTransport {
         Ok(node.replica)
     }
 
+    /// Who this is, if others reach it too.
+    fn caller(&self) -> Caller {
+        let node = self.network.topology().nodes.get(&self.from).map(|node| node.id);
+        Caller { node, waited: Duration::ZERO }
+    }
+
     /// A stream that a peer sends.
     fn stream<T: Send + 'static>(
         &self,
@@ -143,10 +149,12 @@ impl PeerTransport for MemoryTransport {
         &self,
         peer: &Peer,
         write: KeyedEntry,
-        timeout: Duration,
+        call: PeerCall,
     ) -> Result<WriteReply, PeerError> {
-        let replica = self.reach_peer(peer, timeout).await?;
-        let replies = apply(replica, vec![write], Origin::Replica, timeout).await?;
+        let replica = self.reach_peer(peer, call.timeout).await?;
+        let traces = call.trace.map(|trace| (0, trace)).into_iter().collect();
+        let asked = Asked { origin: Origin::Replica, caller: self.caller(), traces };
+        let replies = apply(replica, vec![write], asked, call.timeout).await?;
         let reply = replies.into_iter().next().map(|reply| reply.map_err(rejected));
         let reply = reply.unwrap_or(Err(PeerError::TimedOut));
         if self.is_cut(&peer.addr) { Err(PeerError::TimedOut) } else { reply }
@@ -156,9 +164,10 @@ impl PeerTransport for MemoryTransport {
         &self,
         peer: &Peer,
         key: Key,
-        timeout: Duration,
+        call: PeerCall,
     ) -> Result<Option<Entry>, PeerError> {
-        let copy = self.reach_peer(peer, timeout).await?.read(&key);
+        let replica = self.reach_peer(peer, call.timeout).await?;
+        let copy = replica.read(&key, self.caller(), call.trace);
         copy.map_err(|refused| PeerError::Rejected(refused.to_string()))
     }
 
@@ -238,7 +247,7 @@ impl PeerTransport for MemoryTransport {
         timeout: Duration,
     ) -> Result<(), PeerError> {
         let replica = self.reach_peer(peer, timeout).await?;
-        let replies = apply(replica, writes, Origin::Sync, timeout).await?;
+        let replies = apply(replica, writes, Origin::Sync.into(), timeout).await?;
         let failed = replies.into_iter().filter_map(Result::err);
         let mut failed = failed.filter(|error| !matches!(error, ApplyError::ClockDrift(_)));
         failed.next().map_or(Ok(()), |error| Err(rejected(error)))
@@ -311,10 +320,10 @@ impl<T: Send + 'static> EntryStream<T> for Pulled<T> {
 async fn apply(
     replica: Arc<dyn ReplicaApi>,
     writes: Vec<KeyedEntry>,
-    origin: Origin,
+    asked: Asked,
     timeout: Duration,
 ) -> Result<Vec<Result<WriteReply, ApplyError>>, PeerError> {
-    serve(async move { replica.apply(writes, origin).await }, timeout).await
+    serve(async move { replica.apply(writes, asked).await }, timeout).await
 }
 
 /// Lets a replica do what it was asked in a task of its own, since that must not be cut off; the

@@ -338,6 +338,7 @@ fn settings(config: &Config, addresses: &Addresses, random_seed: u64) -> NodeSet
         max_value_bytes: limits.max_value_bytes,
         peer_timeout: config.limits.peer_timeout,
         max_hint_bytes: config.limits.max_hints,
+        slow_log_threshold: config.slow_log_threshold,
         max_memory: limits.max_memory,
         max_clock_drift: config.max_clock_drift,
         anti_entropy_interval: config.anti_entropy_interval,

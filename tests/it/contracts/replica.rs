@@ -11,11 +11,12 @@ use async_trait::async_trait;
 use lally::adapters::memory::MemoryStore;
 use lally::domain::{
     Bucket, BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Member, NodeId, Phase, Summary,
-    Timestamp,
+    Timestamp, TraceContext,
 };
 use lally::ports::{
-    Announcement, ApplyError, Certification, EntryChunk, EntryStream, Merged, NotCertified,
-    NotWhole, Origin, PeerError, ProtocolRange, Refusal, ReplicaApi, Store, WriteReply,
+    Announcement, ApplyError, Asked, Caller, Certification, EntryChunk, EntryStream, Merged,
+    NotCertified, NotWhole, Origin, PeerError, ProtocolRange, Refusal, ReplicaApi, Store,
+    WriteReply,
 };
 use tokio::sync::watch;
 
@@ -62,6 +63,8 @@ pub struct Seen {
     pub fetched: Vec<Vec<Key>>,
     pub fenced: Vec<Certification>,
     pub packets: Vec<Vec<u8>>,
+    /// Of reads and writes.
+    pub traces: Vec<TraceContext>,
 }
 
 impl FakeReplica {
@@ -135,17 +138,25 @@ impl ReplicaApi for FakeReplica {
     async fn apply(
         &self,
         writes: Vec<KeyedEntry>,
-        origin: Origin,
+        asked: Asked,
     ) -> Vec<Result<WriteReply, ApplyError>> {
         self.gate().await;
-        writes.into_iter().map(|write| self.apply_one(write, origin)).collect()
+        self.seen.lock().unwrap().traces.extend(asked.traces.iter().map(|(_, trace)| *trace));
+        writes.into_iter().map(|write| self.apply_one(write, asked.origin)).collect()
     }
 
-    fn read(&self, key: &Key) -> Result<Option<Entry>, NotWhole> {
+    fn read(
+        &self,
+        key: &Key,
+        _: Caller,
+        trace: Option<TraceContext>,
+    ) -> Result<Option<Entry>, NotWhole> {
         if self.not_whole.load(Ordering::Relaxed) {
             return Err(NotWhole);
         }
-        self.seen.lock().unwrap().reads.push(key.clone());
+        let mut seen = self.seen.lock().unwrap();
+        seen.reads.push(key.clone());
+        seen.traces.extend(trace);
         Ok(self.store.get(key))
     }
 

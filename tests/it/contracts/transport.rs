@@ -12,10 +12,10 @@ use std::time::Duration;
 use futures_util::future::{BoxFuture, join, join_all};
 use lally::domain::{
     Bucket, BucketSet, ClockDrift, DigestLevel, Group, KeyedEntry, NodeId, Phase, Summary,
-    Timestamp, Value,
+    Timestamp, TraceContext, Value,
 };
 use lally::ports::{
-    ApplyError, Certification, EntryChunk, LogError, MAX_FETCHED, NotWhole, Origin, Peer,
+    ApplyError, Certification, EntryChunk, LogError, MAX_FETCHED, NotWhole, Origin, Peer, PeerCall,
     PeerError, PeerTransport, ProtocolRange, Refusal, Store, WriteReply,
 };
 use tokio::time::Instant;
@@ -40,6 +40,7 @@ contract! {
     holds {
         a_write_arrives_as_it_was_sent_and_its_reply_comes_back,
         a_read_brings_the_copy_as_it_is_held,
+        the_trace_of_a_call_comes_along,
         digests_arrive_as_they_are,
         the_time_of_a_peer_arrives_as_it_is,
         a_pull_brings_exactly_the_entries_of_its_buckets_by_bucket,
@@ -80,7 +81,7 @@ async fn a_write_arrives_as_it_was_sent_and_its_reply_comes_back(network: &dyn N
     let model = FakeReplica::new(0, BLUE);
     let mut sent = Vec::new();
     for write in every_kind_of_entry() {
-        let reply = transport.write(&peer, write.clone(), LONG).await;
+        let reply = transport.write(&peer, write.clone(), LONG.into()).await;
         sent.push((write.clone(), Origin::Replica));
         let expected = model.apply_one(write, Origin::Replica);
         assert!(reply == expected.map_err(|_| PeerError::TimedOut), "{:?}", sent.last());
@@ -94,14 +95,30 @@ async fn a_read_brings_the_copy_as_it_is_held(network: &dyn Network) {
     let mut keys = Vec::new();
     for write in every_kind_of_entry() {
         keys.push(write.key.clone());
-        let before = transport.read(&peer, write.key.clone(), LONG).await;
+        let before = transport.read(&peer, write.key.clone(), LONG.into()).await;
         assert!(before == Ok(replica.store.get(&write.key)), "{:?}", write.key);
         replica.store.merge(write.clone());
-        let copy = transport.read(&peer, write.key.clone(), LONG).await;
+        let copy = transport.read(&peer, write.key.clone(), LONG.into()).await;
         assert!(copy == Ok(replica.store.get(&write.key)), "{:?}", write.key);
     }
     let asked = replica.seen().reads;
     assert!(asked.iter().step_by(2).eq(&keys));
+}
+
+async fn the_trace_of_a_call_comes_along(network: &dyn Network) {
+    let (peer, replica) = serve_one(network);
+    let transport = network.transport(BLUE);
+    let trace = |flags| {
+        let span = format!("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-{flags}");
+        TraceContext::parse(&span).unwrap()
+    };
+    let of = |flags| PeerCall { timeout: LONG, trace: Some(trace(flags)) };
+    transport.write(&peer, keyed("k", 1, None), LONG.into()).await.unwrap();
+    transport.read(&peer, key("k"), LONG.into()).await.unwrap();
+    assert_eq!(replica.seen().traces, []);
+    transport.write(&peer, keyed("k", 2, Some("v")), of("01")).await.unwrap();
+    transport.read(&peer, key("k"), of("00")).await.unwrap();
+    assert_eq!(replica.seen().traces, [trace("01"), trace("00")]);
 }
 
 async fn digests_arrive_as_they_are(network: &dyn Network) {
@@ -253,7 +270,7 @@ async fn a_rejection_arrives_with_its_reason(network: &dyn Network) {
     for why in [ApplyError::Log(LogError::DiskFull), ApplyError::NotReady("replaying \"ä\"")] {
         *replica.rejects.lock().unwrap() = Some(why.clone());
         let rejected = Err(PeerError::Rejected(why.to_string()));
-        assert_eq!(transport.write(&peer, keyed("k", 1, None), LONG).await, rejected);
+        assert_eq!(transport.write(&peer, keyed("k", 1, None), LONG.into()).await, rejected);
         let pushed = transport.push(&peer, many_entries(100).collect(), LONG).await;
         assert_eq!(pushed.map(|()| WriteReply::Applied { previous: None }), rejected);
     }
@@ -261,13 +278,13 @@ async fn a_rejection_arrives_with_its_reason(network: &dyn Network) {
     let drift = ApplyError::ClockDrift(ClockDrift { ahead_ns: 2, max_drift_ns: 1 });
     *replica.rejects.lock().unwrap() = Some(drift.clone());
     let rejected = Err(PeerError::Rejected(drift.to_string()));
-    assert_eq!(transport.write(&peer, keyed("k", 1, None), LONG).await, rejected);
+    assert_eq!(transport.write(&peer, keyed("k", 1, None), LONG.into()).await, rejected);
     assert_eq!(transport.push(&peer, many_entries(100).collect(), LONG).await, Ok(()));
     replica.not_whole.store(true, Ordering::Relaxed);
     let rejected = Err(PeerError::Rejected(NotWhole.to_string()));
-    assert_eq!(transport.read(&peer, key("k"), LONG).await, rejected);
+    assert_eq!(transport.read(&peer, key("k"), LONG.into()).await, rejected);
     *replica.rejects.lock().unwrap() = None;
-    assert!(transport.write(&peer, keyed("k", 1, None), LONG).await.is_ok());
+    assert!(transport.write(&peer, keyed("k", 1, None), LONG.into()).await.is_ok());
 }
 
 async fn a_fence_arrives_as_it_was_sent_and_so_does_its_refusal(network: &dyn Network) {
@@ -455,7 +472,7 @@ async fn a_peer_that_moved_is_reached_where_it_is_now(network: &dyn Network) {
         let at = usize::from(time % 3 == 0);
         let peer = Peer { id: NodeId::new(2), addr: addrs[at].clone() };
         let write = keyed("k", time, Some("v"));
-        transport.write(&peer, write.clone(), LONG).await.unwrap();
+        transport.write(&peer, write.clone(), LONG.into()).await.unwrap();
         assert_eq!(houses[at].applied().pop(), Some((write, Origin::Replica)));
     }
     assert_eq!((houses[0].applied().len(), houses[1].applied().len()), (4, 2));
@@ -471,7 +488,7 @@ async fn a_peer_is_reached_once_it_has_its_address_back_from_another(network: &d
         network.serve_at(&peer.addr, &squatter);
         let refusal = Refusal::WrongNode { expected: peer.id, found: squatter.me.id };
         eventually("the other one refuses", async || {
-            let reply = transport.write(&peer, keyed("k", 1, None), LONG).await;
+            let reply = transport.write(&peer, keyed("k", 1, None), LONG.into()).await;
             reply == Err(PeerError::Refused(refusal.clone()))
         })
         .await;
@@ -487,7 +504,7 @@ async fn a_write_under_way_when_the_peer_goes_away_is_not_called_unseen(network:
     let transport = network.transport(BLUE);
     replica.hang();
     let write = keyed("k", 1, Some("v"));
-    let mut writing = pin!(transport.write(&peer, write.clone(), 3 * SHORT));
+    let mut writing = pin!(transport.write(&peer, write.clone(), (3 * SHORT).into()));
     tokio::select! {
         outcome = &mut writing => panic!("{outcome:?}"),
         () = replica.begun(1) => {}
@@ -512,7 +529,7 @@ async fn a_released_peer_finishes_what_is_under_way_and_is_reached_by_the_next_c
     let transport = network.transport(BLUE);
     all_reach(transport.as_ref(), &peer).await;
     replica.hang();
-    let mut writing = pin!(transport.write(&peer, keyed("k", 1, Some("v")), LONG));
+    let mut writing = pin!(transport.write(&peer, keyed("k", 1, Some("v")), LONG.into()));
     tokio::select! {
         outcome = &mut writing => panic!("{outcome:?}"),
         () = replica.begun(1) => {}
@@ -532,7 +549,7 @@ async fn dropping_the_future_of_a_write_does_not_take_it_back(network: &dyn Netw
         let write = keyed("k", time, Some("v"));
         let begun = replica.begun(usize::try_from(time).unwrap());
         tokio::select! {
-            outcome = transport.write(&peer, write.clone(), LONG) => panic!("{outcome:?}"),
+            outcome = transport.write(&peer, write.clone(), LONG.into()) => panic!("{outcome:?}"),
             () = begun => {}
         }
         replica.go_on();
@@ -559,12 +576,12 @@ async fn a_thousand_calls_at_once_each_get_their_own_answer(network: &dyn Networ
         } else {
             WriteReply::Superseded { by: held.version }
         };
-        assert_eq!(transport.write(&peer, write, LONG).await, Ok(expected), "{number}");
+        assert_eq!(transport.write(&peer, write, LONG.into()).await, Ok(expected), "{number}");
     };
     let read = async |number: u64| {
-        let copy = transport.read(&peer, key(&format!("other-{number}")), LONG).await;
+        let copy = transport.read(&peer, key(&format!("other-{number}")), LONG.into()).await;
         assert_eq!(copy, Ok(None));
-        let copy = transport.read(&peer, key(&format!("key-{}", number | 1)), LONG).await;
+        let copy = transport.read(&peer, key(&format!("key-{}", number | 1)), LONG.into()).await;
         let value = Value::new(&format!("value-{}", number | 1));
         assert_eq!(copy.unwrap().unwrap().value(), Some(&value));
     };
@@ -585,7 +602,7 @@ async fn many_large_values_travel_at_once_in_every_way(network: &dyn Network) {
     let large = |number: u64, time| keyed(&format!("large-{number}"), time, Some(&text));
     // All are under way before the first one is answered.
     replica.hang();
-    let writes = join_all((0..40).map(|n| transport.write(&peer, large(n, 1), LONG)));
+    let writes = join_all((0..40).map(|n| transport.write(&peer, large(n, 1), LONG.into())));
     let opening = async {
         replica.begun(1).await;
         replica.go_on();
@@ -594,13 +611,13 @@ async fn many_large_values_travel_at_once_in_every_way(network: &dyn Network) {
     let applied = WriteReply::Applied { previous: None };
     assert!(replies.iter().all(|reply| *reply == Ok(applied.clone())), "{replies:?}");
     let key = |number| key(&format!("large-{number}"));
-    let copies = join_all((0..40).map(|n| transport.read(&peer, key(n), LONG))).await;
+    let copies = join_all((0..40).map(|n| transport.read(&peer, key(n), LONG.into()))).await;
     for (number, copy) in (0..).zip(copies) {
         assert!(copy == Ok(Some(large(number, 1).entry)), "{number}: {copy:?}");
     }
     // Removals are answered with what they have removed.
     let removal = |number| KeyedEntry::new(key(number), keyed("k", 2, None).entry);
-    let removals = join_all((0..40).map(|n| transport.write(&peer, removal(n), LONG))).await;
+    let removals = join_all((0..40).map(|n| transport.write(&peer, removal(n), LONG.into()))).await;
     for (number, reply) in (0..).zip(removals) {
         let previous = Some(large(number, 1).entry);
         assert!(reply == Ok(WriteReply::Applied { previous }), "{number}: {reply:?}");
@@ -620,11 +637,11 @@ async fn the_largest_value_travels_in_every_way(network: &dyn Network) {
     let transport = network.transport(BLUE);
     let (name, text) = ("k".repeat(1_024), "v".repeat(16 << 20));
     let largest = |time| keyed(&name, time, Some(&text));
-    let reply = transport.write(&peer, largest(1), LONG).await;
+    let reply = transport.write(&peer, largest(1), LONG.into()).await;
     assert_eq!(reply, Ok(WriteReply::Applied { previous: None }));
-    let reply = transport.write(&peer, largest(2), LONG).await;
+    let reply = transport.write(&peer, largest(2), LONG.into()).await;
     assert!(reply == Ok(WriteReply::Applied { previous: Some(largest(1).entry) }));
-    let copy = transport.read(&peer, key(&name), LONG).await;
+    let copy = transport.read(&peer, key(&name), LONG.into()).await;
     assert!(copy == Ok(Some(largest(2).entry)));
     assert_eq!(transport.push(&peer, vec![largest(3)], LONG).await, Ok(()));
     let mut stream = transport.pull(&peer, BucketSet::all()).await.unwrap();
@@ -643,9 +660,9 @@ async fn a_read_overtakes_a_write_that_hangs(network: &dyn Network) {
     for time in 1..=5 {
         replica.hang();
         // Asked at once, so that they travel together if they can.
-        let writing = transport.write(&peer, keyed("k", time, None), LONG);
+        let writing = transport.write(&peer, keyed("k", time, None), LONG.into());
         let reading = async {
-            let copy = transport.read(&peer, key("absent"), LONG).await;
+            let copy = transport.read(&peer, key("absent"), LONG.into()).await;
             replica.begun(usize::try_from(time).unwrap()).await;
             replica.go_on();
             copy
@@ -660,7 +677,7 @@ async fn closing_lets_a_write_under_way_finish(network: &dyn Network) {
     let (peer, replica) = serve_one(network);
     let transport = network.transport(BLUE);
     replica.hang();
-    let writing = transport.write(&peer, keyed("k", 1, Some("v")), LONG);
+    let writing = transport.write(&peer, keyed("k", 1, Some("v")), LONG.into());
     let closing = async {
         replica.begun(1).await;
         let opening = async { replica.go_on() };
@@ -676,7 +693,7 @@ async fn closing_waits_no_longer_than_the_timeout_of_what_is_under_way(network: 
     let transport = network.transport(BLUE);
     replica.hang();
     let began = Instant::now();
-    let writing = transport.write(&peer, keyed("k", 1, Some("v")), SHORT);
+    let writing = transport.write(&peer, keyed("k", 1, Some("v")), SHORT.into());
     let closing = async {
         replica.begun(1).await;
         transport.close().await;
@@ -707,8 +724,8 @@ async fn every_call(
     let (pushed, read) = (vec![write.clone()], write.key.clone());
     let ours = statement(BLUE, member(1, Phase::Whole));
     let calls: [(_, BoxFuture<'_, Result<(), PeerError>>); 11] = [
-        ("write", Box::pin(async { transport.write(peer, write, timeout).await.map(drop) })),
-        ("read", Box::pin(async { transport.read(peer, read, timeout).await.map(drop) })),
+        ("write", Box::pin(async { transport.write(peer, write, timeout.into()).await.map(drop) })),
+        ("read", Box::pin(async { transport.read(peer, read, timeout.into()).await.map(drop) })),
         (
             "announce",
             Box::pin(async { transport.announce(&peer.addr, ours, timeout).await.map(drop) }),

@@ -56,7 +56,7 @@ fn ends() -> Ends {
 /// With one connection, over which something was written, and no more to come.
 async fn connected() -> Ends {
     let ends = ends();
-    let reply = ends.transport.write(&ends.peer, keyed("k", 1, Some("v")), LONG).await;
+    let reply = ends.transport.write(&ends.peer, keyed("k", 1, Some("v")), LONG.into()).await;
     assert_eq!(reply, Ok(WriteReply::Applied { previous: None }));
     ends.connections.close();
     assert_eq!(ends.connections.len(), 1);
@@ -71,7 +71,7 @@ async fn soon(what: &str, done: impl Future<Output = ()>) {
 async fn a_write_that_was_taken_is_answered_although_the_server_stops() {
     let ends = ends();
     ends.replica.hang();
-    let writing = ends.transport.write(&ends.peer, keyed("k", 1, Some("v")), LONG);
+    let writing = ends.transport.write(&ends.peer, keyed("k", 1, Some("v")), LONG.into());
     let stopping = async {
         ends.replica.begun(1).await;
         ends.stop.cancel();

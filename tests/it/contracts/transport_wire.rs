@@ -60,9 +60,9 @@ async fn an_answer_to_something_else_is_a_breach_of_the_protocol() {
         let liar = Liar::answering(move |id| vec![replies([(id, answer.clone())])]);
         let (peer, transport) = liar.serve();
         let outcome = if to_read {
-            transport.read(&peer, key("k"), LONG).await.map(drop)
+            transport.read(&peer, key("k"), LONG.into()).await.map(drop)
         } else {
-            transport.write(&peer, keyed("k", 1, None), LONG).await.map(drop)
+            transport.write(&peer, keyed("k", 1, None), LONG.into()).await.map(drop)
         };
         assert!(matches!(outcome, Err(PeerError::Protocol(_))), "{described}: {outcome:?}");
     }
@@ -78,7 +78,7 @@ async fn answers_to_nobody_and_answers_twice_reach_nobody() {
     });
     let (peer, transport) = liar.serve();
     for time in 0..50 {
-        let reply = transport.write(&peer, keyed("k", time, None), LONG).await;
+        let reply = transport.write(&peer, keyed("k", time, None), LONG.into()).await;
         assert_eq!(reply, Ok(WriteReply::Applied { previous: None }));
     }
 }
@@ -105,12 +105,13 @@ async fn a_stream_that_ends_or_breaks_leaves_its_calls_timed_out_at_once() {
         let liar = Liar::new(move |_| (ending.clone(), true));
         let (peer, transport) = liar.serve();
         let began = Instant::now();
-        let outcome = transport.write(&peer, keyed("k", 1, None), LONG).await;
+        let outcome = transport.write(&peer, keyed("k", 1, None), LONG.into()).await;
         assert_eq!(outcome, Err(PeerError::TimedOut), "{described}");
         assert!(began.elapsed() < AT_ONCE, "{described}: {:?}", began.elapsed());
         // The stream is opened again after a while, and everything begins anew.
         eventually("another write is sent", async || {
-            transport.write(&peer, keyed("k", 2, None), LONG).await == Err(PeerError::TimedOut)
+            transport.write(&peer, keyed("k", 2, None), LONG.into()).await
+                == Err(PeerError::TimedOut)
         })
         .await;
     }
@@ -128,7 +129,7 @@ async fn a_connection_that_breaks_leaves_its_calls_timed_out_at_once_and_is_made
         let ours = statement(BLUE, member(1, Phase::Whole));
         let calls = async {
             tokio::join!(
-                transport.write(&peer, write.clone(), LONG),
+                transport.write(&peer, write.clone(), LONG.into()),
                 transport.push(&peer, vec![keyed("pushed", time, None)], LONG),
                 transport.announce(&peer.addr, ours, LONG),
             )
@@ -149,7 +150,7 @@ async fn a_connection_that_breaks_leaves_its_calls_timed_out_at_once_and_is_made
         })
         .await;
         eventually("the peer is reached again", async || {
-            let reply = transport.write(&peer, keyed("again", time, None), LONG).await;
+            let reply = transport.write(&peer, keyed("again", time, None), LONG.into()).await;
             reply.is_ok() && transport.digest(&peer, LONG).await.is_ok()
         })
         .await;
@@ -284,7 +285,7 @@ async fn what_is_no_grpc_at_all_is_an_error_in_time() {
         let peer = Peer { id: NodeId::new(2), addr };
         let transport = GrpcPeers::new(GrpcOptions::new(BLUE, NodeId::new(1), 1));
         let began = Instant::now();
-        assert!(transport.write(&peer, keyed("k", 1, None), LONG).await.is_err());
+        assert!(transport.write(&peer, keyed("k", 1, None), LONG.into()).await.is_err());
         assert!(transport.digest(&peer, LONG).await.is_err());
         assert!(transport.pull(&peer, BucketSet::all()).await.is_err());
         assert!(began.elapsed() < AT_ONCE, "{says:?}: {:?}", began.elapsed());
@@ -311,7 +312,10 @@ async fn a_request_that_is_malformed_is_rejected_and_those_beside_it_are_served(
         read(b"\xff"),
         read(b"absent"),
     ];
-    let requests = (0..).zip(kinds).map(|(id, kind)| wire::Request { id, kind }).collect();
+    // A trace that is none is passed over.
+    let traces = [&[][..], b"x", &[0; 25], &[7; 26]].into_iter().cycle().map(Bytes::from_static);
+    let numbered = (0..).zip(kinds).zip(traces);
+    let requests = numbered.map(|((id, kind), trace)| wire::Request { id, kind, trace }).collect();
     let batch = wire::RequestBatch { requests, fragment: None };
     let replies = honest.data(vec![batch]).await.unwrap();
     let kind = |id: u64| replies.iter().find(|reply| reply.id == id).unwrap().kind.as_ref();
@@ -321,7 +325,9 @@ async fn a_request_that_is_malformed_is_rejected_and_those_beside_it_are_served(
     }
     assert_eq!(kind(8), Some(&reply::Kind::Copy(wire::Copy { entry: None })));
     assert_eq!(honest.replica.applied().len(), 1);
-    let requests = vec![wire::Request { id: 1, kind: write(b"k", &too_large) }];
+    assert_eq!(honest.replica.seen().traces, []);
+    let trace = Bytes::new();
+    let requests = vec![wire::Request { id: 1, kind: write(b"k", &too_large), trace }];
     let large = in_parts(&wire::RequestBatch { requests, fragment: None });
     let replies = honest.data(large).await.unwrap();
     assert!(matches!(replies[0].kind, Some(reply::Kind::Rejected(_))));
@@ -461,7 +467,7 @@ async fn a_peer_that_takes_connections_but_never_speaks_is_known_to_be_gone() {
     // No request was sent to somebody who never said who he is.
     let began = Instant::now();
     for time in 1..=100 {
-        let write = transport.write(&peer, keyed("k", time, None), LONG).await;
+        let write = transport.write(&peer, keyed("k", time, None), LONG.into()).await;
         assert!(matches!(write, Err(PeerError::Unreachable(_))), "{write:?}");
     }
     assert!(began.elapsed() < AT_ONCE, "{:?}", began.elapsed());
@@ -470,7 +476,7 @@ async fn a_peer_that_takes_connections_but_never_speaks_is_known_to_be_gone() {
 #[tokio::test]
 async fn after_calls_there_is_a_round_trip() {
     let honest = Honest::new();
-    honest.transport.write(&honest.peer, keyed("k", 1, None), LONG).await.unwrap();
+    honest.transport.write(&honest.peer, keyed("k", 1, None), LONG.into()).await.unwrap();
     let round_trip = honest.transport.round_trip(honest.peer.id).unwrap();
     assert!((Duration::from_nanos(1)..AT_ONCE).contains(&round_trip), "{round_trip:?}");
 }
@@ -481,7 +487,7 @@ async fn a_closed_transport_reaches_nobody_and_says_so_at_once() {
     honest.still_serves().await;
     honest.transport.close().await;
     let began = Instant::now();
-    let write = honest.transport.write(&honest.peer, keyed("k", 2, None), LONG).await;
+    let write = honest.transport.write(&honest.peer, keyed("k", 2, None), LONG.into()).await;
     assert!(matches!(write, Err(PeerError::Unreachable(_))), "{write:?}");
     let digest = honest.transport.digest(&honest.peer, LONG).await;
     assert!(matches!(digest, Err(PeerError::Unreachable(_))), "{digest:?}");
@@ -524,9 +530,9 @@ impl Honest {
 
     async fn still_serves(&self) {
         let (write, time) = (keyed("still serves", 1, Some("v")), Duration::from_secs(20));
-        self.transport.write(&self.peer, write.clone(), time).await.unwrap();
+        self.transport.write(&self.peer, write.clone(), time.into()).await.unwrap();
         assert_eq!(self.replica.applied().pop(), Some((write.clone(), Origin::Replica)));
-        let copy = self.transport.read(&self.peer, write.key, time).await;
+        let copy = self.transport.read(&self.peer, write.key, time.into()).await;
         assert_eq!(copy, Ok(Some(write.entry)));
         let digest = self.transport.digest(&self.peer, time).await;
         assert_eq!(digest, Ok(self.replica.store.digest()));

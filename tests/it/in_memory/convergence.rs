@@ -160,7 +160,7 @@ async fn two_values_of_one_version_settle_on_the_same_everywhere() {
     let version = Version::new(Timestamp::from_nanos(EPOCH), NodeId::new(7));
     for (node, text) in [(&one, "larger"), (&two, "by bytes"), (&three, "by bytes")] {
         let write = KeyedEntry::new(named("k"), Entry::live(version, Value::new(text)));
-        let replies = node.node.replica_api().apply(vec![write], Origin::Replica).await;
+        let replies = node.node.replica_api().apply(vec![write], Origin::Replica.into()).await;
         assert!(replies.iter().all(Result::is_ok));
     }
     assert_ne!(one.digest(), two.digest());

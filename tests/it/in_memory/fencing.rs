@@ -9,11 +9,11 @@ use async_trait::async_trait;
 use lally::adapters::memory::MemoryNetwork;
 use lally::domain::{
     BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, Liveness, MemberState, NodeId, Summary,
-    Timestamp,
+    Timestamp, TraceContext,
 };
 use lally::ports::{
-    Announcement, ApplyError, Certification, Clock, EntryStream, NotCertified, NotWhole, Origin,
-    Refusal, ReplicaApi, Store, WriteReply,
+    Announcement, ApplyError, Asked, Caller, Certification, Clock, EntryStream, NotCertified,
+    NotWhole, Origin, Refusal, ReplicaApi, Store, WriteReply,
 };
 
 use super::nodes::{Disk, Running, equal, eventually, named, three_on};
@@ -78,13 +78,18 @@ impl ReplicaApi for Gate {
     async fn apply(
         &self,
         writes: Vec<KeyedEntry>,
-        origin: Origin,
+        asked: Asked,
     ) -> Vec<Result<WriteReply, ApplyError>> {
-        self.inner.apply(writes, origin).await
+        self.inner.apply(writes, asked).await
     }
 
-    fn read(&self, key: &Key) -> Result<Option<Entry>, NotWhole> {
-        self.inner.read(key)
+    fn read(
+        &self,
+        key: &Key,
+        caller: Caller,
+        trace: Option<TraceContext>,
+    ) -> Result<Option<Entry>, NotWhole> {
+        self.inner.read(key, caller, trace)
     }
 
     fn digest(&self) -> Digest {
@@ -167,7 +172,8 @@ async fn two_members_that_propose_at_once_do_no_harm() {
         }
         for node in &nodes {
             assert!(forgot(node), "round {round}");
-            let replies = node.node.replica_api().apply(vec![old.clone()], Origin::Replica).await;
+            let replies =
+                node.node.replica_api().apply(vec![old.clone()], Origin::Replica.into()).await;
             assert!(matches!(replies[..], [Ok(WriteReply::Superseded { .. })]), "{replies:?}");
             assert_eq!((node.own("k"), node.own("kept").as_deref()), (None, Some("v")));
             assert_eq!((generation(node), node.quarantine.kept().len()), (1, 0));
@@ -253,7 +259,8 @@ async fn a_node_that_joins_in_the_middle_of_a_proposal_brings_no_removed_key_bac
     }
     forgotten(&[&one, &two, &three, &four]).await;
     for node in [&one, &two, &three, &four] {
-        let replies = node.node.replica_api().apply(vec![old.clone()], Origin::Replica).await;
+        let replies =
+            node.node.replica_api().apply(vec![old.clone()], Origin::Replica.into()).await;
         assert!(matches!(replies[..], [Ok(WriteReply::Superseded { .. })]), "{replies:?}");
         assert_eq!((node.own("k"), node.own("kept").as_deref()), (None, Some("v")));
         assert!(node.quarantine.kept().is_empty());

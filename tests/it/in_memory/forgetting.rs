@@ -33,7 +33,7 @@ async fn forgotten(nodes: &[&Running]) {
 
 /// Has a peer deliver an entry of long ago.
 async fn deliver(node: &Running, write: KeyedEntry) -> WriteReply {
-    let replies = node.node.replica_api().apply(vec![write], Origin::Replica).await;
+    let replies = node.node.replica_api().apply(vec![write], Origin::Replica.into()).await;
     replies.into_iter().next().unwrap().unwrap()
 }
 

@@ -16,8 +16,8 @@ use lally::domain::{
     Summary, Timestamp, Value, Version,
 };
 use lally::ports::{
-    Announcement, Certification, EntryChunk, EntryStream, LogRecord, OpLog, Peer, PeerError,
-    PeerStats, PeerTransport, Store, WriteReply,
+    Announcement, Certification, EntryChunk, EntryStream, LogRecord, OpLog, Peer, PeerCall,
+    PeerError, PeerStats, PeerTransport, Store, WriteReply,
 };
 
 use super::nodes::{EPOCH, eventually};
@@ -58,20 +58,20 @@ impl PeerTransport for Counted {
         &self,
         peer: &Peer,
         write: KeyedEntry,
-        timeout: Duration,
+        call: PeerCall,
     ) -> Result<WriteReply, PeerError> {
         self.traffic.count("write", bytes(&write));
-        self.inner.write(peer, write, timeout).await
+        self.inner.write(peer, write, call).await
     }
 
     async fn read(
         &self,
         peer: &Peer,
         key: Key,
-        timeout: Duration,
+        call: PeerCall,
     ) -> Result<Option<Entry>, PeerError> {
         self.traffic.count("read", key.as_str().len());
-        self.inner.read(peer, key, timeout).await
+        self.inner.read(peer, key, call).await
     }
 
     async fn announce(

@@ -93,3 +93,30 @@ fn a_disk_that_hangs_in_a_write_holds_up_no_other_request() {
     assert!(hung > Duration::from_secs(5), "the disk did not hang: {hung:?}");
     assert_eq!(node.terminate(), Some(0));
 }
+
+/// The disk of the node that is asked is quick, that of the other one slow.
+#[test]
+fn a_replica_that_takes_long_says_so_with_who_asked_and_the_trace_of_the_request() {
+    if !can_trace() {
+        return;
+    }
+    let asked = Setup::new().start_ready();
+    let slow = "inject=fdatasync,fsync:delay_enter=300000";
+    let calls = "trace=fdatasync,fsync";
+    let wrapper = ["strace", "-D", "-f", "-o", "/dev/null", "-e", calls, "-e", slow];
+    let setup = Setup::new().args(["--fsync", "always"]).seed(asked.grpc());
+    let mut replica = setup.under(wrapper).start_ready();
+    let trace = "4bf92f3577b34da6a3ce929d0e0e4736";
+    let traceparent = format!("00-{trace}-00f067aa0ba902b7-01");
+    let headers = [("content-type", "application/json"), ("traceparent", &traceparent)];
+    let body = br#"{"key":"slow-key","value":"v","quorum":"all","timeout_ms":10000}"#;
+    asked.client().send("POST", "/add", &headers, body).succeeded();
+    let trace_id = format!("trace_id=\"{trace}\"");
+    asked.wait_for_log(&["slow request", &trace_id]);
+    let id = asked.cluster()["node"]["id"].as_str().unwrap().to_owned();
+    let peer = format!("peer=\"{id}\"");
+    let line = replica.wait_for_log(&["slow call of a peer", &trace_id]);
+    assert!(line.contains(&peer) && line.contains("call=\"write\""), "{line}");
+    assert!(!replica.log().contains("slow-key"));
+    assert_eq!(replica.terminate(), Some(0));
+}

@@ -13,8 +13,8 @@ use lally::domain::{
     BucketSet, Digest, DigestLevel, Entry, Key, KeyedEntry, NodeId, Summary, Timestamp,
 };
 use lally::ports::{
-    Announcement, ApplyError, Certification, EntryStream, Origin, Peer, PeerError, PeerStats,
-    PeerTransport, Refusal, ReplicaApi, WriteReply,
+    Announcement, ApplyError, Caller, Certification, EntryStream, Origin, Peer, PeerCall,
+    PeerError, PeerStats, PeerTransport, Refusal, ReplicaApi, WriteReply,
 };
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -202,33 +202,33 @@ impl PeerTransport for SimTransport {
         &self,
         peer: &Peer,
         write: KeyedEntry,
-        timeout: Duration,
+        call: PeerCall,
     ) -> Result<WriteReply, PeerError> {
         let detail = Detail::Entry(write.clone());
         let work: Work<WriteReply> = Arc::new(move |replica| {
             let writes = vec![write.clone()];
             Box::pin(async move {
-                let replies = replica.apply(writes, Origin::Replica).await;
+                let replies = replica.apply(writes, Origin::Replica.into()).await;
                 let reply = replies.into_iter().next().map(|reply| reply.map_err(rejected));
                 reply.unwrap_or(Err(PeerError::TimedOut))
             })
         });
-        self.call(Self::to_peer("write", peer, work), detail, timeout).await
+        self.call(Self::to_peer("write", peer, work), detail, call.timeout).await
     }
 
     async fn read(
         &self,
         peer: &Peer,
         key: Key,
-        timeout: Duration,
+        call: PeerCall,
     ) -> Result<Option<Entry>, PeerError> {
         let detail = Detail::Key(key.clone());
         let work: Work<Option<Entry>> = Arc::new(move |replica| {
-            let copy = replica.read(&key);
+            let copy = replica.read(&key, Caller::default(), call.trace);
             let copy = copy.map_err(|refused| PeerError::Rejected(refused.to_string()));
             Box::pin(std::future::ready(copy))
         });
-        self.call(Self::to_peer("read", peer, work), detail, timeout).await
+        self.call(Self::to_peer("read", peer, work), detail, call.timeout).await
     }
 
     async fn announce(
@@ -348,7 +348,7 @@ impl PeerTransport for SimTransport {
         let work: Work<()> = Arc::new(move |replica| {
             let writes = writes.clone();
             Box::pin(async move {
-                let replies = replica.apply(writes, Origin::Sync).await;
+                let replies = replica.apply(writes, Origin::Sync.into()).await;
                 let failed = replies.into_iter().filter_map(Result::err);
                 let mut failed = failed.filter(|e| !matches!(e, ApplyError::ClockDrift(_)));
                 match failed.next() {

@@ -118,6 +118,6 @@ impl Client {
         let timeout = timeout.then(|| Duration::from_millis(self.random.random_range(20..2_500)));
         let confirmed = self.random.random_range(0..3) == 0;
         let consistency = if confirmed { Consistency::Confirmed } else { Consistency::Default };
-        RequestOptions { quorum, timeout, consistency }
+        RequestOptions { quorum, timeout, consistency, trace: None }
     }
 }
