@@ -13,7 +13,7 @@
 //! back as they were), [`durable_names`] (what a power cut must not take), [`dataset`],
 //! [`ask`] (`lally get` and the like), [`log_commands`], [`log_import`] and [`log_repair`] (`lally log ...`, recovering from peers),
 //! [`hooks`] (rules, and webhooks), [`log_refusals`] (logs that no node starts on),
-//! [`service_manager`] (what systemd is told), [`packaging`] and [`debian`] (containers, services), and [`readme`] (what it tells people to type).
+//! [`service_manager`] (what systemd is told), [`packaging`] and [`debian`] (containers, services), [`readme`] (what it tells people to type) and [`documents`] (every block of every document).
 //!
 //! The harness: [`node`] runs a process, [`client`] speaks HTTP so plainly that the raw text of an
 //! answer can be checked, [`ring`] starts several nodes and waits for them, [`receiver`] is what webhooks call, [`wait`] waits for
@@ -33,6 +33,7 @@ mod content;
 mod crowds;
 mod dataset;
 mod debian;
+mod documents;
 pub(super) mod durable_names;
 mod faults;
 mod floods;
