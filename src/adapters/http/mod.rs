@@ -21,6 +21,7 @@ mod delivery_metrics;
 mod download;
 mod errors;
 mod exporter;
+mod fields;
 mod guard;
 mod identity;
 mod json_text;

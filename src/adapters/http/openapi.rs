@@ -14,10 +14,10 @@ use serde_json::{Map, Value, json};
 use crate::domain::MAX_KEY_BYTES;
 use crate::ports::LogLevel;
 
-use super::body::MAX_TIMEOUT_MS;
 use super::download::BACKUP_PATH;
 use super::errors::Code;
 use super::exporter::{self, STATES};
+use super::fields::MAX_TIMEOUT_MS;
 use super::render::state_name;
 
 /// Where the description is.
@@ -277,7 +277,7 @@ fn answer(properties: Value) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::adapters::http::body;
+    use crate::adapters::http::fields;
     use std::collections::BTreeSet;
 
     /// Every path of the router's source, with the method that is taken there.
@@ -342,11 +342,11 @@ mod tests {
         let takes = |name: &str, body: &Value| {
             let bytes = serde_json::to_vec(body).unwrap();
             match name {
-                "GetRequest" => body::parse_get(&bytes).map(drop),
-                "AddRequest" => body::parse_write(&bytes).map(drop),
-                "RemoveRequest" => body::parse_key(&bytes).map(drop),
-                "LogLevelRequest" => body::parse_level(&bytes).map(drop),
-                _ => body::parse_id(&bytes).map(drop),
+                "GetRequest" => fields::parse_get(&bytes).map(drop),
+                "AddRequest" => fields::parse_write(&bytes).map(drop),
+                "RemoveRequest" => fields::parse_key(&bytes).map(drop),
+                "LogLevelRequest" => fields::parse_level(&bytes).map(drop),
+                _ => fields::parse_id(&bytes).map(drop),
             }
         };
         let schemas = schemas();

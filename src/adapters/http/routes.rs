@@ -23,17 +23,18 @@ use crate::domain::{Forgotten, TraceContext};
 use crate::ports::{ClientApi, Consistency, OpKind, RequestOptions, Verdict};
 
 use super::admission::{Places, Room};
-use super::body::{HeldBody, Write};
+use super::body::HeldBody;
 use super::download::BACKUP_PATH;
 use super::errors::{Code, Refusal};
 use super::exporter::{CONTENT_TYPE, Exporter};
+use super::fields::Write;
 use super::guard::{Admitted, Guard};
 use super::identity::{Identity, Ids};
 use super::metrics::{Call, Metrics, Outcome};
 use super::openapi::{self, OPENAPI_PATH};
 use super::render::Whole;
 use super::slow::{Findings, SlowLog};
-use super::{HttpOptions, LiveOptions, body, render};
+use super::{HttpOptions, LiveOptions, body, fields, render};
 
 type Result = std::result::Result<(Outcome, Response<Whole>), Refusal>;
 
@@ -197,7 +198,7 @@ impl Front {
     ) -> Result {
         let (answer, response) = match call {
             OpKind::Get => {
-                let (key, options) = body::parse_get(&bytes)?;
+                let (key, options) = fields::parse_get(&bytes)?;
                 client.check(&key)?;
                 let answer = self.api.get(key.clone(), RequestOptions { trace, ..options }).await;
                 let key = found.key.insert(key).as_str();
@@ -209,7 +210,7 @@ impl Front {
                 (answer, response)
             }
             OpKind::Add => {
-                let Write { key, value, options, is_plain } = body::parse_write(&bytes)?;
+                let Write { key, value, options, is_plain } = fields::parse_write(&bytes)?;
                 client.check(&key)?;
                 // The value has its own copy now; the rest of the frame need not wait for the quorum.
                 drop(bytes);
@@ -221,7 +222,7 @@ impl Front {
                 (answer, response)
             }
             OpKind::Remove => {
-                let (key, options) = body::parse_key(&bytes)?;
+                let (key, options) = fields::parse_key(&bytes)?;
                 client.check(&key)?;
                 let options = RequestOptions { trace, ..options };
                 let answer = self.api.remove(key.clone(), options).await;
@@ -244,12 +245,12 @@ impl Front {
 
     async fn forget(&self, request: Request) -> std::result::Result<Forgotten, Refusal> {
         let (bytes, _room) = self.body(request, &mut Duration::default()).await?;
-        Ok(self.api.forget(body::parse_id(&bytes)?).await?)
+        Ok(self.api.forget(fields::parse_id(&bytes)?).await?)
     }
 
     async fn set_log_level(&self, request: Request) -> std::result::Result<(), Refusal> {
         let (bytes, _room) = self.body(request, &mut Duration::default()).await?;
-        let set = self.api.set_log_level(body::parse_level(&bytes)?);
+        let set = self.api.set_log_level(fields::parse_level(&bytes)?);
         set.map_err(|error| Refusal::new(Code::NotFound, error.to_string()))
     }
 
