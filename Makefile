@@ -131,6 +131,11 @@ hostile: ## Crowds of 10,000 connections, 100,000 mutated requests, 10,000,000 k
 		LALLY_TEST_OFFERED=$${OFFERED:-10000000} LALLY_MEMORY_RESULT=docs/results/memory-$$(date -u +%F).md \
 		$(CARGO) test $(MEASURED) --test it -- --nocapture idle_and_slow mutated_requests more_keys_than
 
+# Needs a C++ compiler (apt-get install g++), and crates that the product does not. See docs/limits.md.
+.PHONY: fuzz
+fuzz: ## libFuzzer over what comes from outside: TARGET (log, config, bodies, messages; all) for SECONDS (60) each, with a dated result
+	LALLY_FUZZ_RESULT=docs/results/fuzz-$$(date -u +%F).md fuzz/run $(SECONDS) $(TARGET)
+
 # Each patch in tests/drill is a bug, with the test that must catch it.
 .PHONY: drill
 drill: ## Do the tests notice? Known bugs, put in one by one

@@ -216,3 +216,55 @@ impl ClientCertVerifier for ClusterMember {
         self.clients.supported_verify_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::adapters::tls::{CA_CERT, Issued, Subject, create_authority, issue};
+    use crate::domain::Timestamp;
+    use std::path::Path;
+
+    /// 2026-11-24; certificates are checked by today's clock, so the days are many.
+    const NOW: Timestamp = Timestamp::from_nanos(1_795_500_000_000_000_000);
+    const DAYS: u32 = 36_500;
+
+    /// Whether this node takes a connection of somebody who believes it, and shows that certificate.
+    async fn takes(node: &PeerTls, ca: &Path, shown: Option<&Issued>) -> bool {
+        let client = ClientConfig::builder_with_provider(pem::provider())
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .with_root_certificates(pem::authorities(ca).unwrap());
+        let mut client = match shown {
+            Some(issued) => {
+                let (chain, key) = (pem::chain(&issued.cert), pem::key(&issued.key));
+                client.with_client_auth_cert(chain.unwrap(), key.unwrap()).unwrap()
+            }
+            None => client.with_no_client_auth(),
+        };
+        client.alpn_protocols = vec![b"h2".to_vec()];
+        let (near, far) = tokio::io::duplex(1 << 16);
+        let connector = TlsConnector::from(Arc::new(client));
+        let (connected, accepted) =
+            tokio::join!(connector.connect(node.cluster.clone(), near), node.accept(far));
+        // Its side of the handshake is done before the node has looked at what it shows.
+        connected.unwrap();
+        accepted.is_ok()
+    }
+
+    #[tokio::test]
+    async fn only_who_shows_a_certificate_of_this_cluster_is_taken_whatever_it_believes() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        create_authority(dir, DAYS, NOW).unwrap();
+        let of = |name, cluster| {
+            issue(dir, &Subject { name, hosts: &[], cluster, days: DAYS }, NOW).unwrap()
+        };
+        let (ours, other) = (of("a", "lally"), of("b", "other"));
+        let ca = dir.join(CA_CERT);
+        let files = PeerTlsFiles { ca: ca.clone(), cert: ours.cert.clone(), key: ours.key.clone() };
+        let node = PeerTls::open(files, "lally").unwrap();
+        assert!(takes(&node, &ca, Some(&ours)).await);
+        assert!(!takes(&node, &ca, Some(&other)).await, "of another cluster");
+        assert!(!takes(&node, &ca, None).await, "none");
+    }
+}
