@@ -145,6 +145,7 @@ fn the_option_names_the_node_before_the_environment_does_and_that_before_the_con
 fn the_members_are_shown_as_the_node_sees_them() {
     let first = Setup::new().start_ready();
     let second = Setup::new().seed(first.grpc()).start_ready();
+    super::ring::wait_whole([&first, &second]);
     let other = second.grpc().to_string();
     assert_eq!(said(first.http(), &["nodes"]), format!("{other}\n"));
     let shown = said(first.http(), &["cluster"]);

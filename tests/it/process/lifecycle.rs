@@ -288,6 +288,7 @@ fn values_are_never_logged() {
         let args = ["--log-level", "trace", "--log-format", format];
         let first = Setup::new().args(args).start_ready();
         let mut second = Setup::new().args(args).seed(first.grpc()).start_ready();
+        super::ring::wait_state(&first, &second, "alive");
         let mut client = first.client();
         client.add_to("k", SECRET, 2).succeeded();
         client.add_to("k2", SECRET, 5);
