@@ -229,9 +229,6 @@ impl Joining {
             return false;
         }
         self.announcer.save().await;
-        // Clients may come when the others count this node: until then, a write to all of them does not
-        // wait for it, and what it holds counts for no quorum.
-        self.announcer.announce_to_all().await;
         self.stage.advance(LifeStage::Serving);
         true
     }

@@ -94,11 +94,6 @@ impl Disk {
         Self { addr: self.addr.clone(), since: self.since, ..Self::new(id) }
     }
 
-    /// From now on this disk takes so long to write down who the members are.
-    pub fn slow_saves(&self, save_time: Duration) {
-        self.book.slow_saves(save_time);
-    }
-
     /// A copy of what is on the disk now.
     pub async fn backup(&self) -> Self {
         let book = Arc::new(MemoryBook::default());

@@ -202,7 +202,7 @@ fn three_nodes_in_tls_are_a_cluster_and_nobody_else_gets_in() {
     let first = member(&setup, "a", "lally", None).start_ready();
     let second = member(&setup, "b", "lally", Some(first.grpc())).start_ready();
     let third = member(&setup, "c", "lally", Some(first.grpc())).start_ready();
-    // Who is slow to answer may not know yet who is ready.
+    // Who is ready is not known to all others yet.
     ring::wait_whole([&first, &second, &third]);
     let written = add(&second, "k", 3);
     assert_eq!(
